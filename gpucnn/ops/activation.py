@@ -1,0 +1,58 @@
+"""Element-wise activations and softmax of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn import _C
+from gpucnn.ops.shapes import require_float
+
+
+def relu_forward(x: Any) -> np.ndarray:
+    """y = max(x, 0); NaN stays NaN."""
+    require_float("relu", x=x)
+    y = np.empty(x.shape, x.dtype)
+    _C.relu_forward(np.ascontiguousarray(x), y)
+    return y
+
+
+def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
+    """gx = gy where y > 0, else 0."""
+    gx = np.empty(y.shape, y.dtype)
+    _C.relu_backward(y, np.ascontiguousarray(gy), gx)
+    return gx
+
+
+def sigmoid_forward(x: Any) -> np.ndarray:
+    """y = 1 / (1 + e^−x), from e^−|x| so that nothing overflows."""
+    require_float("sigmoid", x=x)
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def softmax_forward(x: Any, axis: int) -> np.ndarray:
+    """y = e^x / Σ e^x along `axis`, the maximum subtracted first."""
+    require_float("softmax", x=x)
+    with np.errstate(invalid="ignore"):  # a row of infinities is NaN, as it is everywhere
+        e = np.exp(x - x.max(axis=axis, keepdims=True))
+        return e / e.sum(axis=axis, keepdims=True)
+
+
+def softmax_backward(y: np.ndarray, gy: Any, axis: int) -> np.ndarray:
+    """gx = y · (gy − Σ gy·y)."""
+    return y * (gy - (gy * y).sum(axis=axis, keepdims=True))
+
+
+def log_softmax_forward(x: Any, axis: int) -> np.ndarray:
+    """y = x − log Σ e^x along `axis`, the maximum subtracted first."""
+    require_float("log_softmax", x=x)
+    with np.errstate(invalid="ignore"):
+        shifted = x - x.max(axis=axis, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+def log_softmax_backward(y: np.ndarray, gy: Any, axis: int) -> np.ndarray:
+    """gx = gy − e^y · Σ gy."""
+    return gy - np.exp(y) * gy.sum(axis=axis, keepdims=True)

@@ -1,0 +1,130 @@
+"""Convolution of arrays: three passes, and a table of algorithms for each of them.
+
+conv2d is cross-correlation, as everywhere in deep learning:
+y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r·dilation − padding, q·stride + s·dilation − padding] · w[k,c,r,s].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpucnn import _C
+from gpucnn.ops.shapes import ConvShape, require_float
+
+
+class UnsupportedAlgorithm(ValueError):
+    """The algorithm asked for cannot compute this convolution; the text says why and what would work."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One way to compute one pass.
+
+    - supports(shape, dtype, device): None, or the reason why not
+    - workspace_bytes(shape, dtype): memory beyond inputs and output
+    - deterministic: two runs give the same bits
+    - run: the function; forward (x, w, b, y, shape), backward_input (gy, w, gx, shape), backward_weight (x, gy, gw, shape)
+    """
+
+    supports: Callable[[ConvShape, np.dtype, str], str | None]
+    workspace_bytes: Callable[[ConvShape, np.dtype], int]
+    deterministic: bool
+    run: Callable[..., None]
+
+
+def _everything(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
+    return None if device == "cpu" else f"it runs on the device cpu, not {device}"
+
+
+def _no_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    return 0
+
+
+def _im2col_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    return _C.conv2d_im2col_workspace_bytes(shape.flat, dtype.itemsize)
+
+
+def _table(direct: Callable[..., None], im2col: Callable[..., None]) -> dict[str, Algorithm]:
+    return {
+        "direct": Algorithm(_everything, _no_workspace, True, direct),
+        "im2col": Algorithm(_everything, _im2col_workspace, True, im2col),
+    }
+
+
+ALGORITHMS: dict[str, dict[str, Algorithm]] = {
+    "conv2d_forward": _table(_C.conv2d_forward_direct, _C.conv2d_forward_im2col),
+    "conv2d_backward_input": _table(_C.conv2d_backward_input_direct, _C.conv2d_backward_input_im2col),
+    "conv2d_backward_weight": _table(_C.conv2d_backward_weight_direct, _C.conv2d_backward_weight_im2col),
+}
+
+
+def choose(operation: str, shape: ConvShape) -> str:
+    """The algorithm that "auto" stands for: a function of integers alone.
+
+    Depthwise convolution has one input channel a group: a GEMM of one row and R·S columns wastes the register tile, so
+    direct loops win. Everything else has enough reuse for im2col's register tile.
+    """
+    depthwise = shape.C == shape.groups
+    return "direct" if depthwise and shape.C > 1 else "im2col"
+
+
+def find(operation: str, shape: ConvShape, dtype: np.dtype, algorithm: str, device: str = "cpu") -> Algorithm:
+    """The table's entry for `algorithm`, or for the choice if it is "auto".
+
+    Raises UnsupportedAlgorithm for an unknown name, or one that cannot compute this shape.
+    """
+    table = ALGORITHMS[operation]
+    name = choose(operation, shape) if algorithm == "auto" else algorithm
+    able = [other for other, entry in table.items() if entry.supports(shape, dtype, device) is None]
+    if name not in table:
+        raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r} is unknown; use 'auto' or one of {', '.join(able)}")
+    reason = table[name].supports(shape, dtype, device)
+    if reason is not None:
+        raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r}: {reason}; these would work: {', '.join(able)}")
+    return table[name]
+
+
+def conv2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
+    """y (N,K,P,Q) = x (N,C,H,W) convolved with weight (K,C/groups,R,S), plus bias (K,) unless it is None.
+
+    Raises TypeError for dtypes that differ or are not float32/float64, ValueError for a bias of another shape, and
+    UnsupportedAlgorithm.
+    """
+    require_float("conv2d", x=x, weight=weight, bias=bias)
+    if bias is not None and bias.shape != (shape.K,):
+        raise ValueError(f"conv2d: bias has shape {bias.shape} but weight has {shape.K} filters; it must be ({shape.K},)")
+    entry = find("conv2d_forward", shape, x.dtype, algorithm)
+    y = np.empty(shape.y, x.dtype)
+    contiguous_bias = None if bias is None else np.ascontiguousarray(bias)
+    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(weight), contiguous_bias, y, shape.flat)
+    return y
+
+
+def conv2d_backward_input(gy: Any, weight: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
+    """gx (N,C,H,W), the gradient of x, from gy (N,K,P,Q) and weight; raises as conv2d_forward does."""
+    require_float("conv2d_backward_input", gy=gy, weight=weight)
+    entry = find("conv2d_backward_input", shape, gy.dtype, algorithm)
+    gx = np.empty(shape.x, gy.dtype)
+    entry.run(np.ascontiguousarray(gy), np.ascontiguousarray(weight), gx, shape.flat)
+    return gx
+
+
+def conv2d_backward_weight(x: Any, gy: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
+    """gw (K,C/groups,R,S), the gradient of weight, from x and gy (N,K,P,Q); raises as conv2d_forward does."""
+    require_float("conv2d_backward_weight", x=x, gy=gy)
+    entry = find("conv2d_backward_weight", shape, gy.dtype, algorithm)
+    gw = np.empty(shape.weight, gy.dtype)
+    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(gy), gw, shape.flat)
+    return gw
+
+
+def conv2d_backward_bias(gy: Any) -> np.ndarray:
+    """gb (K,) = Σ gy (N,K,P,Q) over n, p and q."""
+    require_float("conv2d_backward_bias", gy=gy)
+    gb = np.empty(gy.shape[1], gy.dtype)
+    _C.conv2d_backward_bias(np.ascontiguousarray(gy), gb)
+    return gb

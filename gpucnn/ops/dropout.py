@@ -1,0 +1,24 @@
+"""Dropout of arrays, with a mask that is a pure function of (seed, offset)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn import _C
+from gpucnn.ops.shapes import require_float
+
+
+def dropout(x: Any, p: float, seed: int, offset: int) -> np.ndarray:
+    """y = x / (1 − p) where the Philox word of the element is at least p·2^32, else 0 (Srivastava et al. 2014).
+
+    The same (seed, offset) gives the same mask, so the backward pass is this function applied to gy.
+    Raises ValueError unless 0 ≤ p < 1.
+    """
+    require_float("dropout", x=x)
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p is {p}; it must be at least 0 and below 1")
+    y = np.empty(x.shape, x.dtype)
+    _C.dropout(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), seed, offset, round(p * 2**32) & 0xFFFFFFFF, 1 / (1 - p))
+    return y

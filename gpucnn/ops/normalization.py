@@ -1,0 +1,71 @@
+"""Normalisation of arrays: over neighbouring channels (LRN), or over the batch (batch norm)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn import _C
+from gpucnn.ops.shapes import require_float
+
+
+def local_response_norm_forward(
+    x: Any, size: int, alpha: float, beta: float, k: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y, scale) for x (N,C,…): scale = k + alpha/size · Σ x² over `size` neighbouring channels, y = x · scale^−beta.
+
+    Krizhevsky et al. 2012, §3.3, with alpha divided by size as in PyTorch. Raises ValueError for size < 1.
+    """
+    require_float("local_response_norm", x=x)
+    if x.ndim < 3:
+        raise ValueError(f"local_response_norm: x has shape {x.shape}; it must have at least 3 dimensions (N, C, …)")
+    if size < 1:
+        raise ValueError(f"local_response_norm: size is {size}; it must be at least 1 channel")
+    x3 = np.ascontiguousarray(x).reshape(*x.shape[:2], -1)
+    y, scale = np.empty_like(x3), np.empty_like(x3)
+    _C.local_response_norm_forward(x3, y, scale, size, alpha, beta, k)
+    return y.reshape(x.shape), scale
+
+
+def local_response_norm_backward(
+    x: Any, scale: np.ndarray, gy: Any, size: int, alpha: float, beta: float
+) -> np.ndarray:
+    """gx of local_response_norm_forward, from its x and scale."""
+    gx = np.empty_like(scale)
+    x3, gy3 = (np.ascontiguousarray(array).reshape(scale.shape) for array in (x, gy))
+    _C.local_response_norm_backward(x3, scale, gy3, gx, size, alpha, beta)
+    return gx.reshape(x.shape)
+
+
+def batch_norm_statistics(x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, variance), each (C,), of x (N,C,…) over everything but the channels; the variance is the biased one."""
+    mean, variance = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    _C.batch_norm_statistics(_planes(x), mean, variance)
+    return mean, variance
+
+
+def batch_norm_apply(x: Any, mean: Any, inverse_std: Any, weight: Any, bias: Any) -> np.ndarray:
+    """y = (x − mean) · inverse_std · weight + bias, each (C,); weight and bias may be None (1 and 0)."""
+    y = np.empty(x.shape, x.dtype)
+    _C.batch_norm_apply(_planes(x), mean, inverse_std, weight, bias, y.reshape(_planes_shape(x)))
+    return y
+
+
+def batch_norm_backward(
+    x: Any, gy: Any, mean: Any, inverse_std: Any, weight: Any, training: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(gx, gweight, gbias) of batch_norm_apply; in training mean and variance depend on x (Ioffe & Szegedy 2015, §3)."""
+    gx = np.empty(x.shape, x.dtype)
+    gweight, gbias = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    run = _C.batch_norm_backward_training if training else _C.batch_norm_backward_inference
+    run(_planes(x), _planes(gy), mean, inverse_std, weight, gx.reshape(_planes_shape(x)), gweight, gbias)
+    return gx, gweight, gbias
+
+
+def _planes_shape(x: np.ndarray) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], int(np.prod(x.shape[2:]))
+
+
+def _planes(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).reshape(_planes_shape(x))

@@ -1,0 +1,250 @@
+"""Tensor, Function and the tape: reverse-mode differentiation over any graph of functions.
+
+A Function computes arrays from arrays and keeps what its backward needs. Calling one on Tensors links its output to its
+inputs; `Tensor.backward` walks these links from the output to the leaves, each function once, in topological order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpucnn import device as devices
+
+_state = threading.local()
+
+
+def is_grad_enabled() -> bool:
+    """Whether functions called in this thread are recorded for backward."""
+    return getattr(_state, "enabled", True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside this context (or decorated function) nothing is recorded: no memory is kept for a backward pass."""
+    before = is_grad_enabled()
+    _state.enabled = False
+    try:
+        yield
+    finally:
+        _state.enabled = before
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    - data: the array; float32, float64, an integer type or bool
+    - requires_grad: whether `backward` shall leave the gradient of this leaf in `.grad` (floating point only)
+    """
+
+    __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__ instead of looping over elements
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        self.data = np.asarray(data)
+        if self.data.dtype.kind not in "fiub" or self.data.dtype == np.float16:
+            raise TypeError(f"Tensor: dtype {self.data.dtype} is not supported; use float32, float64, integers or bool")
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"Tensor: requires_grad needs a floating-point dtype, not {self.data.dtype}")
+        self.requires_grad = requires_grad
+        self.grad: Tensor | None = None
+        self._function: Function | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._function is None
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array; on the CPU it shares the Tensor's memory."""
+        return self.data
+
+    def item(self) -> float | int | bool:
+        """The value of a Tensor with one element, as a Python number; raises ValueError otherwise."""
+        if self.size != 1:
+            raise ValueError(f"item: the Tensor has {self.size} elements (shape {self.shape}); it must have one")
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """A Tensor of the same memory that is not linked to the graph."""
+        return Tensor(self.data)
+
+    def to(self, target: Any) -> Tensor:
+        """This Tensor on a device (a string) or in a dtype; itself if nothing changes, else a leaf without history."""
+        if isinstance(target, str) and target.split(":")[0] in ("auto", *devices.DEVICES, *devices.PLANNED):
+            devices.resolve(target)
+            return self
+        data = self.data.astype(target, copy=False)
+        return self if data is self.data else Tensor(data, self.requires_grad)
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add the gradient of this Tensor to `.grad` of every leaf with requires_grad that it was computed from.
+
+        - gradient: array or Tensor of this shape, the gradient of the final result with respect to this Tensor; may be
+          left out for a Tensor of one element (then 1)
+        - retain_graph: keep what the functions saved, so that backward may run over them again
+        Raises ValueError if nothing requires a gradient, shapes differ, or the graph was used already.
+        """
+        if not self.requires_grad:
+            raise ValueError("backward: nothing that this Tensor was computed from has requires_grad=True")
+        gradients = {id(self): self._initial_gradient(gradient)}
+        for tensor in _topological_order(self):
+            function, output_gradient = tensor._function, gradients.pop(id(tensor), None)
+            if function is None or output_gradient is None:
+                continue
+            for source, part in zip(function.inputs, function.checked_backward(output_gradient), strict=True):
+                if part is None or not isinstance(source, Tensor) or not source.requires_grad:
+                    continue
+                if source.is_leaf:
+                    source._accumulate(part, output_gradient)
+                else:
+                    key = id(source)
+                    gradients[key] = gradients[key] + part if key in gradients else part
+            if not retain_graph:
+                function.release()
+        if self.is_leaf:
+            self._accumulate(gradients[id(self)], None)
+
+    def _initial_gradient(self, gradient: Any) -> np.ndarray:
+        if gradient is None:
+            if self.size != 1:
+                raise ValueError(f"backward: a Tensor of shape {self.shape} needs gradient=, an array of its shape")
+            return np.ones(self.shape, self.dtype)
+        array = np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
+        if array.shape != self.shape:
+            raise ValueError(f"backward: gradient has shape {array.shape} but the Tensor has {self.shape}")
+        return array
+
+    def _accumulate(self, part: np.ndarray, shared: np.ndarray | None) -> None:
+        if self.grad is not None:
+            self.grad = Tensor(self.grad.data + part)
+            return
+        owned = part.flags.owndata and part is not shared  # two leaves must never hold the same memory
+        self.grad = Tensor(part if owned else part.copy())
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
+    def __repr__(self) -> str:
+        text = np.array2string(self.data, separator=", ", prefix="tensor(")
+        suffix = ", requires_grad=True" if self.requires_grad else ""
+        return f"tensor({text}, dtype={self.dtype}{suffix})"
+
+
+class Function:
+    """A differentiable operation. A subclass takes its options in `__init__` and defines
+
+    - forward(*arrays) → array, or (array, *others); only the first result is differentiable
+    - backward(gradient) → one gradient (array or None) for each input
+    Calling it on Tensors returns Tensors and records the call; calling it on arrays returns arrays.
+    """
+
+    inputs: tuple[Any, ...] = ()
+    released = False
+
+    def forward(self, *arrays: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def backward(self, gradient: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        raise NotImplementedError(f"{type(self).__name__} does not define backward")
+
+    def __call__(self, *inputs: Any) -> Any:
+        results = self.forward(*(value.data if isinstance(value, Tensor) else value for value in inputs))
+        if not any(isinstance(value, Tensor) for value in inputs):
+            return results
+        first, *others = results if isinstance(results, tuple) else (results,)
+        output = Tensor(first)
+        if is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+            self.inputs = inputs
+            output.requires_grad, output._function = True, self
+        return (output, *map(Tensor, others)) if others else output
+
+    def needs_gradient(self, index: int) -> bool:
+        """Whether backward must compute the gradient of input `index`."""
+        value = self.inputs[index]
+        return isinstance(value, Tensor) and value.requires_grad
+
+    def checked_backward(self, gradient: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        """backward, after making sure that what it needs is still there."""
+        if self.released:
+            raise ValueError(
+                "backward: the graph was already used by an earlier backward() and its memory freed; compute the "
+                "result again, or pass retain_graph=True the first time"
+            )
+        return self.backward(gradient)
+
+    def release(self) -> None:
+        """Forget the inputs and everything forward kept."""
+        self.__dict__.clear()
+        self.released = True
+
+
+def _topological_order(root: Tensor) -> list[Tensor]:
+    """Every Tensor that root depends on, each before the Tensors it was computed from; no recursion, nets may be deep."""
+    order: list[Tensor] = []
+    seen = {id(root)}
+    stack = [(root, iter(_sources(root)))]
+    while stack:
+        tensor, sources = stack[-1]
+        for source in sources:
+            if id(source) not in seen:
+                seen.add(id(source))
+                stack.append((source, iter(_sources(source))))
+                break
+        else:
+            order.append(tensor)
+            stack.pop()
+    return order[::-1]
+
+
+def _sources(tensor: Tensor) -> list[Tensor]:
+    function = tensor._function
+    if function is None:
+        return []
+    function_inputs = function.inputs if not function.released else ()
+    return [value for value in function_inputs if isinstance(value, Tensor) and value.requires_grad]
+
+
+def tensor(data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """A Tensor of `data`: nested lists, a number, an array, or anything with `__array__`; arrays are copied.
+
+    Python floats become float32, an array keeps its dtype. Raises TypeError for a dtype that is not supported and
+    ValueError for a device that is not.
+    """
+    devices.resolve(device)
+    array = np.array(data, dtype=dtype)
+    from_python = not hasattr(data, "__array__") and dtype is None
+    if from_python and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return Tensor(array, requires_grad)

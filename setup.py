@@ -1,0 +1,48 @@
+"""Builds the extension gpucnn._C and maps kernels/ and bench/ into the package; everything else stands in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def openmp_flags() -> list[str]:
+    """["-fopenmp"] if the compiler can build and link a program with it, else []: the extension then runs on one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+        command = [os.environ.get("CXX", "c++"), "-fopenmp", str(source), "-o", str(Path(folder, "probe"))]
+        try:
+            found = subprocess.run(command, capture_output=True).returncode == 0
+        except OSError:
+            found = False
+    if not found:
+        print("gpucnn: the C++ compiler has no OpenMP; the CPU operations will use one thread", file=sys.stderr)
+    return ["-fopenmp"] if found else []
+
+
+openmp = openmp_flags()
+extension = Pybind11Extension(
+    "gpucnn._C",
+    sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp")),
+    depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.hpp")),
+    include_dirs=["csrc"],
+    cxx_std=17,
+    extra_compile_args=["-O3", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math", *openmp],
+    extra_link_args=openmp,
+)
+
+with ParallelCompile("GPUCNN_BUILD_JOBS", default=os.cpu_count() or 1):
+    setup(
+        packages=[*find_packages(include=["gpucnn", "gpucnn.*"]), "gpucnn.bench"],
+        package_dir={"gpucnn.bench": "bench"},
+        package_data={"gpucnn": ["py.typed", "*.pyi"], "gpucnn.data": ["*.npz"]},
+        ext_modules=[extension],
+        cmdclass={"build_ext": build_ext},
+    )
