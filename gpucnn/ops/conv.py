@@ -81,7 +81,9 @@ def find(operation: str, shape: ConvShape, dtype: np.dtype, algorithm: str, devi
     name = choose(operation, shape) if algorithm == "auto" else algorithm
     able = [other for other, entry in table.items() if entry.supports(shape, dtype, device) is None]
     if name not in table:
-        raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r} is unknown; use 'auto' or one of {', '.join(able)}")
+        raise UnsupportedAlgorithm(
+            f"{operation}: algorithm {name!r} is unknown; use 'auto' or one of {', '.join(able)}"
+        )
     reason = table[name].supports(shape, dtype, device)
     if reason is not None:
         raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r}: {reason}; these would work: {', '.join(able)}")
@@ -96,7 +98,9 @@ def conv2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: 
     """
     require_float("conv2d", x=x, weight=weight, bias=bias)
     if bias is not None and bias.shape != (shape.K,):
-        raise ValueError(f"conv2d: bias has shape {bias.shape} but weight has {shape.K} filters; it must be ({shape.K},)")
+        raise ValueError(
+            f"conv2d: bias has shape {bias.shape} but weight has {shape.K} filters; it must be ({shape.K},)"
+        )
     entry = find("conv2d_forward", shape, x.dtype, algorithm)
     y = np.empty(shape.y, x.dtype)
     contiguous_bias = None if bias is None else np.ascontiguousarray(bias)

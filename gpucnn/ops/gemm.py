@@ -21,7 +21,9 @@ def matmul(a: Any, b: Any, bias: Any = None) -> np.ndarray:
     left = a[None, :] if a.ndim == 1 else a
     right = b[:, None] if b.ndim == 1 else b
     if left.shape[-1] != right.shape[-2]:
-        raise ValueError(f"matmul: a has {left.shape[-1]} columns but b has {right.shape[-2]} rows (shapes {a.shape}, {b.shape})")
+        raise ValueError(
+            f"matmul: a has {left.shape[-1]} columns but b has {right.shape[-2]} rows (shapes {a.shape}, {b.shape})"
+        )
     c = _batched(left, right, bias)
     if a.ndim == 1:
         c = c[..., 0, :]

@@ -18,10 +18,14 @@ def check_labels(operation: str, logits: Any, labels: Any) -> np.ndarray:
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{operation}: labels are {labels.dtype}; they must be integers (class numbers)")
     if labels.shape != logits.shape[:1]:
-        raise ValueError(f"{operation}: labels have shape {labels.shape} but x has {logits.shape[0]} rows; they must be (N,)")
+        raise ValueError(
+            f"{operation}: labels have shape {labels.shape} but x has {logits.shape[0]} rows; they must be (N,)"
+        )
     if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
-        raise ValueError(f"{operation}: label {wrong} is outside 0 to {logits.shape[1] - 1}; x has {logits.shape[1]} classes")
+        raise ValueError(
+            f"{operation}: label {wrong} is outside 0 to {logits.shape[1] - 1}; x has {logits.shape[1]} classes"
+        )
     return labels
 
 

@@ -33,9 +33,13 @@ def require_float(operation: str, **arrays: Any) -> None:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{operation}: {name} is {type(array).__name__}; it must be a Tensor or a NumPy array")
         if array.dtype not in FLOATS:
-            raise TypeError(f"{operation}: {name} is {array.dtype}; it must be float32 or float64: {name}.astype('float32')")
+            raise TypeError(
+                f"{operation}: {name} is {array.dtype}; it must be float32 or float64: {name}.astype('float32')"
+            )
         if array.dtype != first.dtype:
-            raise TypeError(f"{operation}: {name} is {array.dtype} but {first_name} is {first.dtype}; convert one of them")
+            raise TypeError(
+                f"{operation}: {name} is {array.dtype} but {first_name} is {first.dtype}; convert one of them"
+            )
 
 
 def require_ndim(operation: str, name: str, shape: tuple[int, ...], ndim: int, layout: str) -> None:
@@ -108,10 +112,7 @@ def conv_shape(
     paddings = pair(operation, "padding", padding, 0)
     dilations = pair(operation, "dilation", dilation, 1)
     _check_channels(operation, C, weight, groups)
-    P, Q = (
-        output_size(*extents)
-        for extents in zip((H, W), (R, S), strides, paddings, dilations, strict=True)
-    )
+    P, Q = (output_size(*extents) for extents in zip((H, W), (R, S), strides, paddings, dilations, strict=True))
     if min(P, Q) < 1 or min(R, S) < 1:
         reach = tuple(d * (k - 1) + 1 for d, k in zip(dilations, (R, S), strict=True))
         raise ValueError(

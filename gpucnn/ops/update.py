@@ -25,9 +25,7 @@ def sgd_update(
 
     The first step sets v = g. Nesterov steps along g + momentum·v (Sutskever et al. 2013, as in PyTorch).
     """
-    _C.sgd_update(
-        *_flat(parameter, gradient, momentum_buffer), lr, momentum, dampening, nesterov, weight_decay, first
-    )
+    _C.sgd_update(*_flat(parameter, gradient, momentum_buffer), lr, momentum, dampening, nesterov, weight_decay, first)
 
 
 def adam_update(

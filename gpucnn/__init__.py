@@ -1,0 +1,16 @@
+"""gpucnn: convolutional networks on CuPy arrays, on CUDA kernels you can read, run and debug anywhere."""
+
+from gpucnn import data as data
+from gpucnn import functional as functional
+from gpucnn import models as models
+from gpucnn import nn as nn
+from gpucnn import optim as optim
+from gpucnn.functional import concatenate as concatenate
+from gpucnn.ops import UnsupportedAlgorithm as UnsupportedAlgorithm
+from gpucnn.random import manual_seed as manual_seed
+from gpucnn.tensor import Tensor as Tensor
+from gpucnn.tensor import no_grad as no_grad
+from gpucnn.tensor import tensor as tensor
+from gpucnn.threads import get_num_threads as get_num_threads
+from gpucnn.threads import set_num_threads as set_num_threads
+from gpucnn.version import __version__ as __version__

@@ -1,0 +1,32 @@
+"""Differentiable functions. Given Tensors they return Tensors and record the call; given arrays they return arrays."""
+
+from gpucnn.functional.activation import log_softmax as log_softmax
+from gpucnn.functional.activation import relu as relu
+from gpucnn.functional.activation import sigmoid as sigmoid
+from gpucnn.functional.activation import softmax as softmax
+from gpucnn.functional.activation import tanh as tanh
+from gpucnn.functional.arithmetic import add as add
+from gpucnn.functional.arithmetic import concatenate as concatenate
+from gpucnn.functional.arithmetic import divide as divide
+from gpucnn.functional.arithmetic import exp as exp
+from gpucnn.functional.arithmetic import flatten as flatten
+from gpucnn.functional.arithmetic import index as index
+from gpucnn.functional.arithmetic import log as log
+from gpucnn.functional.arithmetic import matmul as matmul
+from gpucnn.functional.arithmetic import mean as mean
+from gpucnn.functional.arithmetic import multiply as multiply
+from gpucnn.functional.arithmetic import permute as permute
+from gpucnn.functional.arithmetic import power as power
+from gpucnn.functional.arithmetic import reshape as reshape
+from gpucnn.functional.arithmetic import subtract as subtract
+from gpucnn.functional.arithmetic import sum as sum
+from gpucnn.functional.arithmetic import transpose as transpose
+from gpucnn.functional.conv import conv2d as conv2d
+from gpucnn.functional.dropout import dropout as dropout
+from gpucnn.functional.linear import linear as linear
+from gpucnn.functional.loss import cross_entropy as cross_entropy
+from gpucnn.functional.normalization import batch_norm as batch_norm
+from gpucnn.functional.normalization import local_response_norm as local_response_norm
+from gpucnn.functional.pool import adaptive_avg_pool2d as adaptive_avg_pool2d
+from gpucnn.functional.pool import avg_pool2d as avg_pool2d
+from gpucnn.functional.pool import max_pool2d as max_pool2d

@@ -1,0 +1,26 @@
+"""CPU threads: one pool, one knob (GPUCNN_NUM_THREADS), and workers that sleep when they have nothing to do."""
+
+from __future__ import annotations
+
+import os
+
+
+def _load_extension() -> None:
+    """Import _C, and OpenMP with it, so that idle workers sleep instead of spinning.
+
+    OpenMP reads its environment once, when it is loaded. Workers that spin after each operation take the processor from
+    NumPy's own work and from the threads that prepare the next batch.
+    """
+    before = os.environ.get("OMP_WAIT_POLICY")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        import gpucnn._C  # noqa: F401
+    finally:
+        if before is None:
+            del os.environ["OMP_WAIT_POLICY"]
+
+
+_load_extension()
+
+from gpucnn._C import get_num_threads as get_num_threads  # noqa: E402
+from gpucnn._C import set_num_threads as set_num_threads  # noqa: E402
