@@ -1,0 +1,22 @@
+"""Data sets, transforms of batches, and the loader that feeds training."""
+
+from gpucnn.data.dataset import Dataset, Splits, split
+from gpucnn.data.idx import read_idx
+from gpucnn.data.loader import DataLoader
+from gpucnn.data.sources import load
+from gpucnn.data.transforms import Augment, Crop, Flip, Normalize, Plan, Shift
+
+__all__ = [
+    "Augment",
+    "Crop",
+    "DataLoader",
+    "Dataset",
+    "Flip",
+    "Normalize",
+    "Plan",
+    "Shift",
+    "Splits",
+    "load",
+    "read_idx",
+    "split",
+]
