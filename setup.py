@@ -1,4 +1,4 @@
-"""Builds the extension gpucnn._C and maps kernels/ and bench/ into the package; everything else stands in pyproject.toml."""
+"""Builds the extension gpucnn._C and maps bench/ into the package; everything else stands in pyproject.toml."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent
 
 
 def openmp_flags() -> list[str]:
-    """["-fopenmp"] if the compiler can build and link a program with it, else []: the extension then runs on one thread."""
+    """["-fopenmp"] if the compiler can build and link a program with it, else [] for one thread."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")

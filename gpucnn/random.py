@@ -26,7 +26,7 @@ class Generator:
         self.host = np.random.Generator(np.random.PCG64(self.seed))
 
     def reserve(self, count: int) -> tuple[int, int]:
-        """(seed, offset) for `count` 32-bit words; the next call gets the words after them (4 words a counter block)."""
+        """(seed, offset) for `count` 32-bit words; the next call gets those after them (4 words a block)."""
         offset = self.offset
         self.offset += -(-count // 4)
         return self.seed, offset

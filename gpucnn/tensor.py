@@ -211,7 +211,7 @@ class Function:
 
 
 def _topological_order(root: Tensor) -> list[Tensor]:
-    """Every Tensor that root depends on, each before the Tensors it was computed from; no recursion, nets may be deep."""
+    """Every Tensor that root depends on, each before those it was computed from; no recursion: nets may be deep."""
     order: list[Tensor] = []
     seen = {id(root)}
     stack = [(root, iter(_sources(root)))]

@@ -43,8 +43,8 @@ def conv2d(
 ) -> Any:
     """2-D convolution (cross-correlation, as in every deep-learning library), differentiable in x, weight and bias.
 
-    y[n,k,p,q] = bias[k] + Σ_{c,r,s} x[n, c, p·stride + r·dilation − padding, q·stride + s·dilation − padding] · weight[k,c,r,s]
-    with P = floor((H + 2·padding − dilation·(R − 1) − 1) / stride) + 1, and Q alike.
+    y[n,k,p,q] = bias[k] + Σ_{c,r,s} weight[k,c,r,s] · x[n, c, p·stride + r·dilation − padding,
+    q·stride + s·dilation − padding], with P = floor((H + 2·padding − dilation·(R − 1) − 1) / stride) + 1, and Q alike.
 
     - x: (N, C, H, W), float32 or float64; a Tensor or an array, which the result then is too
     - weight: (K, C/groups, R, S); bias: (K,) or None

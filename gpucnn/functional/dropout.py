@@ -24,7 +24,7 @@ class Dropout(Function):
 
 
 def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:
-    """In training each element is 0 with probability p, else scaled by 1 / (1 − p); otherwise x (Srivastava et al. 2014).
+    """In training each element is 0 with probability p, else scaled by 1/(1 − p); otherwise x (Srivastava et al. 2014).
 
     The mask comes from the generator that `gpucnn.manual_seed` seeds. Raises ValueError unless 0 ≤ p < 1.
     """

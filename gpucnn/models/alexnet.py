@@ -116,7 +116,7 @@ class AlexNetPaper(Network):
         return self.classifier(F.flatten(self.features(x)))
 
     def _initialise(self) -> None:
-        """The paper's §5: weights normal with std 0.01; biases 1 in conv 2, 4, 5 and the hidden linear layers, else 0."""
+        """The paper's §5: weights normal with std 0.01; biases 1 in conv 2, 4, 5 and hidden linear layers, else 0."""
         layers = [layer for layer in self.modules() if isinstance(layer, (Conv2d, Linear))]
         ones = (1, 3, 4, 5, 6)
         for position, layer in enumerate(layers):

@@ -51,7 +51,7 @@ class LeNet5(Network):
 
 
 class LeNet5Paper(Network):
-    """The paper's network: trained sub-sampling, scaled tanh, C3's table of connections; 60,000 before the output layer.
+    """The paper's network: trained sub-sampling, scaled tanh, C3's table of connections; 60,000 weights before the output.
 
     The output layer is linear with softmax instead of the paper's fixed radial-basis codes.
     """
@@ -93,7 +93,7 @@ class ScaledTanh(Module):
 
 
 class Subsample(Module):
-    """The paper's S layers: the mean of 2×2 pixels times a trained weight plus a trained bias per map, then squashed."""
+    """The paper's S layers: the mean of 2×2 pixels times a trained weight plus a trained bias a map, squashed."""
 
     def __init__(self, channels: int) -> None:
         self.weight = Parameter(np.ones((channels, 1, 1), np.float32))

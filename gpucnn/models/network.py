@@ -30,7 +30,7 @@ def check_arguments(
             raise ValueError(f"{name}: {argument} is {value!r}; it must be a positive integer")
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 16:
         raise ValueError(
-            f"{name}: width is {width!r}; it must be above 0 and at most 16 (1 is the network as published)"
+            f"{name}: width is {width!r}; it must be above 0 and at most 16 (1: as published)"
         )
     dropout = others.get("dropout", 0.0)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:

@@ -29,7 +29,7 @@ LAYERS = {
 
 
 class VGG(Network):
-    """3×3 convolutions, each with ReLU (and batch norm before it), five 2×2 max poolings, three fully connected layers."""
+    """3×3 convolutions with ReLU (and batch norm before it), five 2×2 max poolings, three fully connected layers."""
 
     def __init__(
         self, name: str, num_classes: int, in_channels: int, image_size: int, width: float, dropout: float

@@ -30,5 +30,5 @@ def kaiming_uniform(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def kaiming_normal_fan_out(shape: tuple[int, ...]) -> np.ndarray:
-    """Normal with variance 2/fan_out, fan_out = out · R · S: keeps gradients' size through ReLU (He et al. 2015, §2.2)."""
+    """Normal with variance 2/fan_out, fan_out = out · R · S: keeps gradients' size through ReLU (He et al. 2015)."""
     return normal(shape, math.sqrt(2 / (shape[0] * math.prod(shape[2:]))))

@@ -27,7 +27,7 @@ class Algorithm:
     - supports(shape, dtype, device): None, or the reason why not
     - workspace_bytes(shape, dtype): memory beyond inputs and output
     - deterministic: two runs give the same bits
-    - run: the function; forward (x, w, b, y, shape), backward_input (gy, w, gx, shape), backward_weight (x, gy, gw, shape)
+    - run: forward (x, w, b, y, shape), backward_input (gy, w, gx, shape) or backward_weight (x, gy, gw, shape)
     """
 
     supports: Callable[[ConvShape, np.dtype, str], str | None]

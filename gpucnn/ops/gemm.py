@@ -11,7 +11,7 @@ from gpucnn.ops.shapes import require_float
 
 
 def matmul(a: Any, b: Any, bias: Any = None) -> np.ndarray:
-    """c = a @ b (+ bias on each row) with NumPy's rules: a (…,M,K), b (…,K,N), leading dimensions broadcast; any strides.
+    """c = a @ b (+ bias on each row) with NumPy's rules: a (…,M,K), b (…,K,N), leading dimensions broadcast.
 
     Raises TypeError for dtypes that differ or are not float32/float64 and ValueError for shapes that do not fit.
     """
@@ -47,7 +47,7 @@ def _batched(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarra
 
 
 def linear_forward(x: Any, weight: Any, bias: Any) -> np.ndarray:
-    """y (…,out) = x (…,in) · weightᵀ (out,in) + bias (out,); raises ValueError or TypeError naming what does not fit."""
+    """y (…,out) = x (…,in) · weightᵀ (out,in) + bias (out,); raises ValueError or TypeError."""
     require_float("linear", x=x, weight=weight, bias=bias)
     if weight.ndim != 2:
         raise ValueError(f"linear: weight has shape {weight.shape}; it must be (out_features, in_features)")

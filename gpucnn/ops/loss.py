@@ -32,7 +32,7 @@ def check_labels(operation: str, logits: Any, labels: Any) -> np.ndarray:
 def cross_entropy_forward(x: Any, labels: np.ndarray, label_smoothing: float) -> tuple[np.ndarray, np.ndarray]:
     """(losses (N,), log-probabilities (N,classes)): −Σ_j t_j log softmax(x)_j for each row.
 
-    The target t is 1 at the label, mixed with the uniform distribution: t·(1 − s) + s/classes (Szegedy et al. 2016, §7).
+    The target t is 1 at the label, mixed with the uniform one: t·(1 − s) + s/classes (Szegedy et al. 2016, §7).
     """
     require_float("cross_entropy", x=x)
     log_probabilities = log_softmax_forward(x, axis=1)

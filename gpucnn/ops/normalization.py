@@ -55,7 +55,7 @@ def batch_norm_apply(x: Any, mean: Any, inverse_std: Any, weight: Any, bias: Any
 def batch_norm_backward(
     x: Any, gy: Any, mean: Any, inverse_std: Any, weight: Any, training: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(gx, gweight, gbias) of batch_norm_apply; in training mean and variance depend on x (Ioffe & Szegedy 2015, §3)."""
+    """(gx, gweight, gbias) of batch_norm_apply; in training the statistics depend on x (Ioffe & Szegedy 2015, §3)."""
     gx = np.empty(x.shape, x.dtype)
     gweight, gbias = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
     run = _C.batch_norm_backward_training if training else _C.batch_norm_backward_inference

@@ -1,4 +1,4 @@
-"""Shapes as plain integers: what a convolution or a pooling reads and writes, checked once, with errors that name the fix."""
+"""Shapes as plain integers: what a convolution or a pooling reads and writes, checked once."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def conv_shape(
     """The ConvShape of x (N,C,H,W) and weight (K,C/groups,R,S); raises ValueError naming what does not fit."""
     require_ndim(operation, "x", x, 4, "(N, C, H, W)")
     require_ndim(operation, "weight", weight, 4, "(K, C/groups, R, S)")
-    (N, C, H, W), (K, weight_channels, R, S) = x, weight
+    (N, C, H, W), (K, _, R, S) = x, weight
     strides = pair(operation, "stride", stride, 1)
     paddings = pair(operation, "padding", padding, 0)
     dilations = pair(operation, "dilation", dilation, 1)
@@ -116,8 +116,8 @@ def conv_shape(
     if min(P, Q) < 1 or min(R, S) < 1:
         reach = tuple(d * (k - 1) + 1 for d, k in zip(dilations, (R, S), strict=True))
         raise ValueError(
-            f"{operation}: the output would be empty: the kernel reaches over {reach[0]}x{reach[1]} pixels but x has only "
-            f"{H}x{W} plus padding {paddings}; use a smaller kernel or dilation, more padding, or a larger image"
+            f"{operation}: the output would be empty: the kernel reaches over {reach[0]}x{reach[1]} pixels but x has "
+            f"only {H}x{W} plus padding {paddings}; use a smaller kernel or dilation, more padding, or a larger image"
         )
     return ConvShape(N, C, H, W, K, R, S, P, Q, strides, paddings, dilations, groups)
 
@@ -132,8 +132,8 @@ def _check_channels(operation: str, C: int, weight: tuple[int, ...], groups: int
     if weight_channels * groups != C:
         of_groups = f" for groups={groups}" if groups > 1 else ""
         raise ValueError(
-            f"{operation}: x has {C} channels but weight expects {weight_channels * groups} (weight.shape={tuple(weight)})"
-            f"{of_groups}; x must be (N, C, H, W): channels come second"
+            f"{operation}: x has {C} channels but weight expects {weight_channels * groups} "
+            f"(weight.shape={tuple(weight)}){of_groups}; x must be (N, C, H, W): channels come second"
         )
 
 
@@ -189,8 +189,8 @@ def pool_shape(
     )
     if min(P, Q) < 1:
         raise ValueError(
-            f"{operation}: the output would be empty: kernel_size {kernels} does not fit into x of {H}x{W} with padding "
-            f"{paddings}; use a smaller kernel or a larger image"
+            f"{operation}: the output would be empty: kernel_size {kernels} does not fit into x of {H}x{W} with "
+            f"padding {paddings}; use a smaller kernel or a larger image"
         )
     return PoolShape(N, C, H, W, P, Q, kernels, strides, paddings, dilations)
 

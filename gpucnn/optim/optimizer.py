@@ -39,7 +39,7 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """{"lr", "steps": one count a parameter, "state": one {name: array} a parameter}; the arrays are the live ones."""
+        """{"lr", "steps": one count a parameter, "state": one {name: array} a parameter}, the live arrays."""
         return {"lr": self.lr, "steps": list(self.steps), "state": [dict(state) for state in self.state]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class Optimizer:
             for name, array in entry.items():
                 if array.shape != parameter.shape:
                     raise ValueError(
-                        f"load_state_dict: {name} of parameter {position} has shape {array.shape}, not {parameter.shape}"
+                        f"load_state_dict: {name} of parameter {position} is {array.shape}, not {parameter.shape}"
                     )
         self.lr, self.steps = float(state["lr"]), [int(step) for step in steps]
         self.state = [

@@ -13,7 +13,7 @@ from gpucnn.optim.optimizer import Optimizer
 
 
 class Schedule:
-    """Base of the schedules: rate = base rate · factor(number of steps); the base rate is the optimiser's at the start."""
+    """Base of the schedules: rate = base rate · factor(number of steps); the base is the optimiser's at the start."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer, self.base_lr, self.count = optimizer, optimizer.lr, 0
@@ -59,7 +59,7 @@ class StepSchedule(Schedule):
 
 
 class CosineSchedule(Schedule):
-    """Half a cosine from the base rate down to minimum · base rate after `total` steps (Loshchilov & Hutter 2017, eq. 5)."""
+    """Half a cosine from the base rate to minimum · base rate after `total` steps (Loshchilov & Hutter 2017, eq. 5)."""
 
     def __init__(self, optimizer: Optimizer, total: int, minimum: float = 0.0) -> None:
         if total < 1:
