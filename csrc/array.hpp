@@ -31,6 +31,12 @@ inline void expect_shape(const py::array& array, std::initializer_list<int64_t> 
     if (!same) throw std::invalid_argument(std::string(operation) + ": " + name + " has another shape than the call says");
 }
 
+inline void expect_same_shape(const py::array& first, const py::array& second, const char* operation, const char* name) {
+    bool same = first.ndim() == second.ndim();
+    for (py::ssize_t axis = 0; same && axis < first.ndim(); ++axis) same = first.shape(axis) == second.shape(axis);
+    if (!same) throw std::invalid_argument(std::string(operation) + ": " + name + " has another shape than the call says");
+}
+
 void register_threads(py::module_& m);
 
 }  // namespace gpucnn

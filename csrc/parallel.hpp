@@ -5,6 +5,7 @@
 // reduces across threads, so results have the same bits at every thread count.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace gpucnn {
@@ -21,6 +22,16 @@ void parallel_for(std::int64_t count, const Body& body, bool parallel = true) {
     (void)parallel;
 #endif
     for (std::int64_t i = 0; i < count; ++i) body(i);
+}
+
+// Elements of an array that one worker takes at a time; smaller arrays are not worth waking a worker for.
+constexpr std::int64_t GRAIN = 16384;
+
+// Calls body(begin, end) for consecutive ranges of `grain` items that cover [0, count), spread over the workers.
+template <class Body>
+void parallel_for_ranges(std::int64_t count, std::int64_t grain, const Body& body) {
+    parallel_for((count + grain - 1) / grain,
+                 [&](std::int64_t i) { body(i * grain, std::min(count, (i + 1) * grain)); });
 }
 
 }  // namespace gpucnn

@@ -1,0 +1,124 @@
+// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3;
+// SC 2011), and dropout made from them.
+//
+// Element i of a call takes word i % 4 of the block whose counter is the 128-bit number offset + i / 4 (its upper 64 bits
+// are 0; words little-endian) under the key seed. So a mask depends on (seed, offset, i) alone: the same on every device
+// and at every thread count, and drawn again, rather than stored, for the backward pass.
+//
+//   dropout   y_i = x_i * scale where word_i >= threshold, else 0; for gradients the same call on (gy, gx)
+#include <algorithm>
+#include <array>
+
+#include <pybind11/stl.h>
+
+#include "array.hpp"
+#include "parallel.hpp"
+
+namespace gpucnn {
+namespace {
+
+using std::uint32_t;
+using std::uint64_t;
+
+constexpr int BLOCKS = 16;         // counter blocks computed side by side: one AVX-512 register per counter word
+constexpr int WORDS = 4 * BLOCKS;  // random words they give
+
+template <int LANES>
+struct Counters {
+    uint32_t word[4][LANES];
+};
+
+template <int LANES>
+inline void philox4x32_10(Counters<LANES>& counters, uint32_t key0, uint32_t key1) {
+    auto& [c0, c1, c2, c3] = counters.word;
+    for (int round = 0; round < 10; ++round) {
+        for (int i = 0; i < LANES; ++i) {
+            const uint64_t product0 = uint64_t(0xD2511F53) * c0[i];
+            const uint64_t product1 = uint64_t(0xCD9E8D57) * c2[i];
+            c0[i] = uint32_t(product1 >> 32) ^ c1[i] ^ key0;
+            c1[i] = uint32_t(product1);
+            c2[i] = uint32_t(product0 >> 32) ^ c3[i] ^ key1;
+            c3[i] = uint32_t(product0);
+        }
+        key0 += 0x9E3779B9;
+        key1 += 0xBB67AE85;
+    }
+}
+
+// words[4 * i + k] = word k of block first + i
+inline void philox_words(uint32_t* words, uint64_t seed, uint64_t first) {
+    Counters<BLOCKS> counters;
+    for (int i = 0; i < BLOCKS; ++i) {
+        counters.word[0][i] = uint32_t(first + i);
+        counters.word[1][i] = uint32_t((first + i) >> 32);
+        counters.word[2][i] = counters.word[3][i] = 0;
+    }
+    philox4x32_10(counters, uint32_t(seed), uint32_t(seed >> 32));
+    for (int i = 0; i < BLOCKS; ++i)
+        for (int k = 0; k < 4; ++k) words[4 * i + k] = counters.word[k][i];
+}
+
+GPUCNN_CLONES void philox_range(uint32_t* out, uint64_t seed, uint64_t first, int64_t count) {
+    uint32_t words[WORDS];
+    for (int64_t i = 0; i < count; i += WORDS, first += BLOCKS) {
+        philox_words(words, seed, first);
+        std::copy_n(words, std::min<int64_t>(WORDS, count - i), out + i);
+    }
+}
+
+template <class T>
+GPUCNN_CLONES void dropout_range(const T* __restrict x, T* __restrict y, uint64_t seed, uint64_t first,
+                                 uint32_t threshold, T scale, int64_t count) {
+    uint32_t words[WORDS];
+    for (int64_t i = 0; i < count; i += WORDS, first += BLOCKS) {
+        philox_words(words, seed, first);
+        const int64_t here = std::min<int64_t>(WORDS, count - i);
+        for (int64_t j = 0; j < here; ++j) y[i + j] = words[j] >= threshold ? x[i + j] * scale : T(0);
+    }
+}
+
+static_assert(GRAIN % WORDS == 0, "a range starts at the first word of a block");
+
+void philox_uint32(Array<uint32_t> out, uint64_t seed, uint64_t offset) {
+    uint32_t* to = out.mutable_data();
+    const int64_t count = out.size();
+    py::gil_scoped_release released;
+    parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
+        philox_range(to + begin, seed, offset + begin / 4, end - begin);
+    });
+}
+
+template <class T>
+void dropout(const Array<T>& x, Array<T> y, uint64_t seed, uint64_t offset, uint32_t threshold, double scale) {
+    expect_same_shape(x, y, "dropout", "y");
+    const T* from = x.data();
+    T* to = y.mutable_data();
+    const int64_t count = x.size();
+    py::gil_scoped_release released;
+    parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
+        dropout_range(from + begin, to + begin, seed, offset + begin / 4, threshold, T(scale), end - begin);
+    });
+}
+
+std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+    Counters<1> counters{{{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}}};
+    philox4x32_10(counters, key[0], key[1]);
+    return {counters.word[0][0], counters.word[1][0], counters.word[2][0], counters.word[3][0]};
+}
+
+template <class T>
+void define(py::module_& m) {
+    m.def("dropout", &dropout<T>, py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("seed"),
+          py::arg("offset"), py::arg("threshold"), py::arg("scale"));
+}
+
+}  // namespace
+
+void register_random(py::module_& m) {
+    m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
+    m.def("philox_uint32", &philox_uint32, py::arg("out").noconvert(), py::arg("seed"), py::arg("offset"));
+    define<float>(m);
+    define<double>(m);
+}
+
+}  // namespace gpucnn
