@@ -17,11 +17,12 @@ class LocalResponseNorm(Function):
 
     def forward(self, x: Any) -> np.ndarray:
         self.x = x
-        y, self.scale = ops.local_response_norm_forward(x, self.size, self.alpha, self.beta, self.k)
-        return y
+        self.y, self.scale = ops.local_response_norm_forward(x, self.size, self.alpha, self.beta, self.k)
+        return self.y
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (ops.local_response_norm_backward(self.x, self.scale, gradient, self.size, self.alpha, self.beta),)
+        options = self.size, self.alpha, self.beta
+        return (ops.local_response_norm_backward(self.x, self.scale, self.y, gradient, *options),)
 
 
 class BatchNorm(Function):

@@ -51,7 +51,7 @@ class LeNet5(Network):
 
 
 class LeNet5Paper(Network):
-    """The paper's network: trained sub-sampling, scaled tanh, C3's table of connections; 60,000 weights before the output.
+    """The paper's network: trained sub-sampling, scaled tanh, C3's table of connections; 60,000 before the output.
 
     The output layer is linear with softmax instead of the paper's fixed radial-basis codes.
     """

@@ -20,7 +20,6 @@ def dropout(x: Any, p: float, seed: int, offset: int) -> np.ndarray:
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p}; it must be at least 0 and below 1")
     y = np.empty(x.shape, x.dtype)
-    _C.dropout(
-        np.ascontiguousarray(x).reshape(-1), y.reshape(-1), seed, offset, round(p * 2**32) & 0xFFFFFFFF, 1 / (1 - p)
-    )
+    threshold = min(round(p * 2**32), 2**32 - 1)
+    _C.dropout(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), seed, offset, threshold, 1 / (1 - p))
     return y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,23 @@ def local_response_norm_forward(
         raise ValueError(f"local_response_norm: x has shape {x.shape}; it must have at least 3 dimensions (N, C, …)")
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}; it must be at least 1 channel")
-    x3 = np.ascontiguousarray(x).reshape(*x.shape[:2], -1)
-    y, scale = np.empty_like(x3), np.empty_like(x3)
-    _C.local_response_norm_forward(x3, y, scale, size, alpha, beta, k)
-    return y.reshape(x.shape), scale
+    y, scale = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    _C.local_response_norm_forward(*_as_images(x, y, scale), size, alpha, beta, k)
+    return y, scale
 
 
 def local_response_norm_backward(
-    x: Any, scale: np.ndarray, gy: Any, size: int, alpha: float, beta: float
+    x: Any, scale: np.ndarray, y: np.ndarray, gy: Any, size: int, alpha: float, beta: float
 ) -> np.ndarray:
-    """gx of local_response_norm_forward, from its x and scale."""
-    gx = np.empty_like(scale)
-    x3, gy3 = (np.ascontiguousarray(array).reshape(scale.shape) for array in (x, gy))
-    _C.local_response_norm_backward(x3, scale, gy3, gx, size, alpha, beta)
-    return gx.reshape(x.shape)
+    """gx of local_response_norm_forward, from its x, scale and y."""
+    gx = np.empty(x.shape, x.dtype)
+    _C.local_response_norm_backward(*_as_images(x, scale, y, gy, gx), size, alpha, beta)
+    return gx
+
+
+def _as_images(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Arrays (N, C, …) as (N, C, 1, …): the extension takes four dimensions."""
+    return [np.ascontiguousarray(array).reshape(*array.shape[:2], 1, math.prod(array.shape[2:])) for array in arrays]
 
 
 def batch_norm_statistics(x: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +68,7 @@ def batch_norm_backward(
 
 
 def _planes_shape(x: np.ndarray) -> tuple[int, int, int]:
-    return x.shape[0], x.shape[1], int(np.prod(x.shape[2:]))
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
 def _planes(x: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def adam_update(
     decoupled: bool,
     step: int,
 ) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1); weight decay joins the gradient or is decoupled (Loshchilov & Hutter 2019)."""
+    """Adam (Kingma & Ba 2015, algorithm 1); weight decay joins the gradient or is apart (Loshchilov & Hutter 2019)."""
     arrays = _flat(parameter, gradient, first_moment, second_moment)
     _C.adam_update(*arrays, lr, *betas, eps, weight_decay, decoupled, step)
 

@@ -1,0 +1,46 @@
+# make demo and make test are all a newcomer needs; each installs what it uses into .venv.
+PYTHON ?= python3
+VENV := .venv/bin/python
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.hpp)
+
+.PHONY: help demo test lint bench-cpu install-check clean
+
+help:
+	@echo "make demo           train LeNet-5 on the bundled digits"
+	@echo "make test           run all tests"
+	@echo "make lint           check style and types"
+	@echo "make bench-cpu      training throughput beside PyTorch's CPU (needs torch in .venv)"
+	@echo "make install-check  sizes and times of an installation from scratch"
+	@echo "make clean          remove what was built"
+
+demo: .venv/installed
+	$(VENV) -m gpucnn train lenet5 --overwrite
+
+test: .venv/installed-test
+	$(VENV) -m pytest
+
+lint: .venv/installed-test
+	$(VENV) -m pip install --quiet --disable-pip-version-check ruff mypy
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+	$(VENV) -m mypy
+
+bench-cpu: .venv/installed
+	$(VENV) -m gpucnn.bench.cpu
+
+install-check:
+	$(PYTHON) bench/install_check.py
+
+clean:
+	rm -rf build dist *.egg-info gpucnn/_C*.so .venv/installed*
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python $(SOURCES)
+	$(VENV) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/installed-test: .venv/bin/python $(SOURCES)
+	$(VENV) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@ .venv/installed
