@@ -1,0 +1,43 @@
+"""Fixtures for all tests; hypothesis tries the same cases on every run and never gives up because of time."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import gpucnn
+
+settings.register_profile("gpucnn", derandomize=True, deadline=None, print_blob=True, database=None)
+settings.load_profile("gpucnn")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same state of gpucnn's own randomness."""
+    gpucnn.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random test data, the same on every run."""
+    return np.random.default_rng(20240229)
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    """PyTorch, the oracle. Where it is not installed the test is skipped, or fails if GPUCNN_REQUIRE_TORCH=1."""
+    if importlib.util.find_spec("torch") is None:
+        if os.environ.get("GPUCNN_REQUIRE_TORCH") == "1":
+            pytest.fail("GPUCNN_REQUIRE_TORCH=1 but torch is not installed in this environment")
+        pytest.skip("torch is not installed; it is only an oracle")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, while it is imported
+        import torch
+    torch.set_num_threads(1)  # its idle workers would spin beside ours
+    return torch
