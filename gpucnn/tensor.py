@@ -109,7 +109,10 @@ class Tensor:
         """
         if not self.requires_grad:
             raise ValueError("backward: nothing that this Tensor was computed from has requires_grad=True")
-        gradients = {id(self): self._initial_gradient(gradient)}
+        initial = self._initial_gradient(gradient)
+        if self.is_leaf:
+            return self._accumulate(initial, shared=initial)
+        gradients = {id(self): initial}
         for tensor in _topological_order(self):
             function, output_gradient = tensor._function, gradients.pop(id(tensor), None)
             if function is None or output_gradient is None:
@@ -124,8 +127,6 @@ class Tensor:
                     gradients[key] = gradients[key] + part if key in gradients else part
             if not retain_graph:
                 function.release()
-        if self.is_leaf:
-            self._accumulate(gradients[id(self)], None)
 
     def _initial_gradient(self, gradient: Any) -> np.ndarray:
         if gradient is None:
@@ -137,7 +138,7 @@ class Tensor:
             raise ValueError(f"backward: gradient has shape {array.shape} but the Tensor has {self.shape}")
         return array
 
-    def _accumulate(self, part: np.ndarray, shared: np.ndarray | None) -> None:
+    def _accumulate(self, part: np.ndarray, shared: np.ndarray) -> None:
         if self.grad is not None:
             self.grad = Tensor(self.grad.data + part)
             return
@@ -237,13 +238,15 @@ def _sources(tensor: Tensor) -> list[Tensor]:
 
 
 def tensor(data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
-    """A Tensor of `data`: nested lists, a number, an array, or anything with `__array__`; arrays are copied.
+    """A Tensor of `data`: nested lists, a number, or anything with `__array__` or `__dlpack__`; arrays are copied.
 
     Python floats become float32, an array keeps its dtype. Raises TypeError for a dtype that is not supported and
     ValueError for a device that is not.
     """
     devices.resolve(device)
-    array = np.array(data, dtype=dtype)
+    if hasattr(data, "__dlpack__") and not isinstance(data, np.ndarray):
+        data = np.from_dlpack(data)
+    array = np.array(data, dtype=dtype, order="C")  # contiguous, so that optimisers can change it in place
     from_python = not hasattr(data, "__array__") and dtype is None
     if from_python and array.dtype == np.float64:
         array = array.astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from gpucnn import ops
 from gpucnn.tensor import Function, Tensor
@@ -204,7 +205,7 @@ def power(x: Array, exponent: float) -> Any:
     """x to a constant exponent; raises TypeError for an exponent that is not a number."""
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float)):
         raise TypeError(f"power: exponent is {type(exponent).__name__}; it must be a number (use exp(b * log(a)) else)")
-    return Power(exponent)(x)
+    return Power(exponent if isinstance(exponent, int) else float(exponent))(x)
 
 
 def exp(x: Array) -> Any:
@@ -228,8 +229,11 @@ def reshape(x: Array, *shape: Any) -> Any:
 
 
 def flatten(x: Array, start_dim: int = 1) -> Any:
-    """x with all dimensions from start_dim on made one; by default (N,…) becomes (N, features)."""
-    start = start_dim % max(x.ndim, 1)
+    """x with all dimensions from start_dim on made one; by default (N,…) becomes (N, features).
+
+    Raises ValueError if x has no dimension start_dim.
+    """
+    start = normalize_axis_index(start_dim, max(x.ndim, 1))
     return reshape(x, *x.shape[:start], int(np.prod(x.shape[start:], dtype=np.int64)))
 
 
@@ -258,7 +262,7 @@ def mean(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = F
 
 def concatenate(tensors: Any, axis: int = 0) -> Any:
     """Tensors or arrays joined along an existing dimension; raises ValueError if the other extents differ."""
-    return Concatenate(axis)(*tensors)
+    return Concatenate(axis)(*_operands("concatenate", *tensors))
 
 
 def index(x: Array, key: Any) -> Any:

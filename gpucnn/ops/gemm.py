@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,14 @@ def _batched(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarra
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:
         raise ValueError(f"matmul: leading dimensions of {a.shape} and {b.shape} do not broadcast") from None
-    c = np.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+    (M, K), N, B = a.shape[-2:], b.shape[-1], math.prod(batch)
+    c = np.empty((*batch, M, N), a.dtype)
     if a.shape[:-2] == batch and b.ndim == 2 and a.flags.c_contiguous:
-        _C.gemm(a.reshape(1, -1, a.shape[-1]), b[None], c.reshape(1, -1, c.shape[-1]), bias)
+        _C.gemm(a.reshape(1, B * M, K), b[None], c.reshape(1, B * M, N), bias)
         return c
-    a3 = np.broadcast_to(a, (*batch, *a.shape[-2:])).reshape(-1, *a.shape[-2:])
-    b3 = np.broadcast_to(b, (*batch, *b.shape[-2:])).reshape(-1, *b.shape[-2:])
-    _C.gemm(a3, b3, c.reshape(-1, *c.shape[-2:]), bias)
+    a3 = np.broadcast_to(a, (*batch, M, K)).reshape(B, M, K)
+    b3 = np.broadcast_to(b, (*batch, K, N)).reshape(B, K, N)
+    _C.gemm(a3, b3, c.reshape(B, M, N), bias)
     return c
 
 
@@ -63,4 +65,5 @@ def linear_forward(x: Any, weight: Any, bias: Any) -> np.ndarray:
 
 def linear_backward_weight(x: Any, gy: Any) -> np.ndarray:
     """gw (out,in) = gyᵀ · x, summed over all rows of x (…,in) and gy (…,out)."""
-    return matmul(gy.reshape(-1, gy.shape[-1]).T, x.reshape(-1, x.shape[-1]))
+    rows = math.prod(gy.shape[:-1])
+    return matmul(gy.reshape(rows, gy.shape[-1]).T, x.reshape(rows, x.shape[-1]))
