@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 
@@ -20,6 +21,14 @@ class ConvCase(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+    def arrays(self, dtype: Any, kind: str = "normal") -> tuple[np.ndarray, ...]:
+        """x, weight and bias; kind "integers" is small enough for sums of up to 10^6 terms to be exact in float32."""
+        rng = np.random.default_rng(sum(self.x) + sum(self.weight))
+        shapes = self.x, self.weight, self.weight[:1]
+        if kind == "integers":
+            return tuple(rng.integers(-4, 5, shape).astype(dtype) for shape in shapes)
+        return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
 
 
 CONV_CASES = {
