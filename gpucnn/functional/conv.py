@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.ops.shapes import ConvShape, Pair
+from gpucnn.ops.shapes import ConvShape, Pair, shape_of
 from gpucnn.tensor import Function
 
 
@@ -53,5 +53,6 @@ def conv2d(
     Raises ValueError or TypeError naming the argument that does not fit, UnsupportedAlgorithm for the algorithm.
     Sources: Dumoulin & Visin 2016 (arithmetic); Chellapilla et al. 2006 (im2col).
     """
-    shape = ops.conv_shape(x.shape, weight.shape, stride, padding, dilation, groups)
+    x_shape, weight_shape = shape_of("conv2d", "x", x), shape_of("conv2d", "weight", weight)
+    shape = ops.conv_shape(x_shape, weight_shape, stride, padding, dilation, groups)
     return Conv2d(shape, algorithm)(x, weight, bias)

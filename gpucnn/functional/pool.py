@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.ops.shapes import Pair, PoolShape
+from gpucnn.ops.shapes import Pair, PoolShape, shape_of
 from gpucnn.tensor import Function
 
 
@@ -64,7 +64,9 @@ def max_pool2d(
     - return_indices: return (y, indices) with indices (N, C, P, Q) int64, h·W + w of each maximum ("switches")
     Raises ValueError or TypeError naming the argument that does not fit.
     """
-    results = MaxPool2d(ops.pool_shape("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode))(x)
+    x_shape = shape_of("max_pool2d", "x", x)
+    shape = ops.pool_shape("max_pool2d", x_shape, kernel_size, stride, padding, dilation, ceil_mode)
+    results = MaxPool2d(shape)(x)
     return results if return_indices else results[0]
 
 
@@ -81,7 +83,7 @@ def avg_pool2d(
     - count_include_pad: padding counts as zeros; else a window at the border is the mean of its real pixels
     Raises ValueError or TypeError naming the argument that does not fit.
     """
-    shape = ops.pool_shape("avg_pool2d", x.shape, kernel_size, stride, padding, 1, ceil_mode)
+    shape = ops.pool_shape("avg_pool2d", shape_of("avg_pool2d", "x", x), kernel_size, stride, padding, 1, ceil_mode)
     return AvgPool2d(shape, count_include_pad)(x)
 
 

@@ -7,25 +7,21 @@ from typing import Any
 import numpy as np
 
 from gpucnn.ops.activation import log_softmax_forward
-from gpucnn.ops.shapes import require_float
+from gpucnn.ops.shapes import require_float, shape_of
 
 
 def check_labels(operation: str, logits: Any, labels: Any) -> np.ndarray:
     """labels (N,) as integers from 0 to classes − 1; raises TypeError or ValueError naming what does not fit."""
-    labels = np.asarray(labels)
-    if logits.ndim != 2:
-        raise ValueError(f"{operation}: x has shape {logits.shape}; it must be (N, classes)")
+    shape, labels = shape_of(operation, "x", logits), np.asarray(labels)
+    if len(shape) != 2:
+        raise ValueError(f"{operation}: x has shape {shape}; it must be (N, classes)")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{operation}: labels are {labels.dtype}; they must be integers (class numbers)")
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{operation}: labels have shape {labels.shape} but x has {logits.shape[0]} rows; they must be (N,)"
-        )
-    if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
+    if labels.shape != shape[:1]:
+        raise ValueError(f"{operation}: labels have shape {labels.shape} but x has {shape[0]} rows; they must be (N,)")
+    if labels.size and not (0 <= labels.min() and labels.max() < shape[1]):
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
-        raise ValueError(
-            f"{operation}: label {wrong} is outside 0 to {logits.shape[1] - 1}; x has {logits.shape[1]} classes"
-        )
+        raise ValueError(f"{operation}: label {wrong} is outside 0 to {shape[1] - 1}; x has {shape[1]} classes")
     return labels
 
 

@@ -42,6 +42,13 @@ def require_float(operation: str, **arrays: Any) -> None:
             )
 
 
+def shape_of(operation: str, name: str, value: Any) -> tuple[int, ...]:
+    """The shape of a Tensor or an array; raises TypeError for anything else."""
+    if not hasattr(value, "shape"):
+        raise TypeError(f"{operation}: {name} is {type(value).__name__}; it must be a Tensor or a NumPy array")
+    return tuple(value.shape)
+
+
 def require_ndim(operation: str, name: str, shape: tuple[int, ...], ndim: int, layout: str) -> None:
     """Raise ValueError unless `shape` has `ndim` dimensions, `layout` in words."""
     if len(shape) == ndim:
