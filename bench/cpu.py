@@ -27,6 +27,9 @@ from gpucnn import functional as F
 from gpucnn.threads import get_num_threads, set_num_threads
 
 
+RATE = 1e-5  # so small that a batch seen a thousand times is not learned by heart: its gradients would be denormal, slow
+
+
 class Case(NamedTuple):
     """What is timed: a training step or a forward pass of a model on one batch, alone or beside a NumPy GEMM."""
 
@@ -143,7 +146,7 @@ def gpucnn_step(case: Case, threads: int) -> Callable[[], None]:
     set_num_threads(threads)
     model, images, labels = inputs(case)
     x = tensor(images)
-    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
 
     def train() -> None:
         optimizer.zero_grad()
@@ -165,7 +168,7 @@ def torch_step(case: Case, threads: int) -> Callable[[], None]:
     model, images, labels = inputs(case)
     twin = torch_twin(model)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=RATE, momentum=0.9)
 
     def train() -> None:
         optimizer.zero_grad()
