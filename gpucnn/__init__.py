@@ -1,5 +1,11 @@
 """gpucnn: convolutional networks on CuPy arrays, on CUDA kernels you can read, run and debug anywhere."""
 
+# First of all: threads loads the extension, in the way its workers need.
+from gpucnn.threads import get_num_threads as get_num_threads
+from gpucnn.threads import set_num_threads as set_num_threads
+
+# isort: split
+
 from gpucnn import data as data
 from gpucnn import functional as functional
 from gpucnn import models as models
@@ -11,6 +17,4 @@ from gpucnn.random import manual_seed as manual_seed
 from gpucnn.tensor import Tensor as Tensor
 from gpucnn.tensor import no_grad as no_grad
 from gpucnn.tensor import tensor as tensor
-from gpucnn.threads import get_num_threads as get_num_threads
-from gpucnn.threads import set_num_threads as set_num_threads
 from gpucnn.version import __version__ as __version__

@@ -15,9 +15,20 @@ def _load_extension() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import gpucnn._C  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(_not_built()) from error
     finally:
         if before is None:
             del os.environ["OMP_WAIT_POLICY"]
+
+
+def _not_built() -> str:
+    package = os.path.dirname(os.path.abspath(__file__))
+    source = os.path.dirname(package)
+    return (
+        f"gpucnn: {package} has no compiled extension (gpucnn._C); build it: python -m pip install -e {source}; or, if "
+        f"gpucnn is installed elsewhere, start Python in another folder: this source tree hides the installed copy"
+    )
 
 
 _load_extension()
