@@ -21,7 +21,7 @@ class ReLU(Function):
 
 class Tanh(Function):
     def forward(self, x: Any) -> np.ndarray:
-        self.y = np.tanh(x)
+        self.y = ops.tanh_forward(x)
         return self.y
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:

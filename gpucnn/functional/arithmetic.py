@@ -225,7 +225,7 @@ def matmul(a: Array, b: Array) -> Any:
 
 def reshape(x: Array, *shape: Any) -> Any:
     """x in another shape of as many elements; one extent may be −1."""
-    return Reshape(shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)(x)
+    return Reshape(tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)(x)
 
 
 def flatten(x: Array, start_dim: int = 1) -> Any:

@@ -17,12 +17,11 @@ class LocalResponseNorm(Function):
 
     def forward(self, x: Any) -> np.ndarray:
         self.x = x
-        self.y, self.scale = ops.local_response_norm_forward(x, self.size, self.alpha, self.beta, self.k)
-        return self.y
+        y, self.scale = ops.local_response_norm_forward(x, self.size, self.alpha, self.beta, self.k)
+        return y
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
-        options = self.size, self.alpha, self.beta
-        return (ops.local_response_norm_backward(self.x, self.scale, self.y, gradient, *options),)
+        return (ops.local_response_norm_backward(self.x, self.scale, gradient, self.size, self.alpha, self.beta),)
 
 
 class BatchNorm(Function):
@@ -98,7 +97,7 @@ def _check_batch_norm(x: Any, mean: Any, variance: Any, weight: Any, bias: Any, 
             )
     if (mean is None) != (variance is None):
         raise ValueError("batch_norm: give both running_mean and running_var, or neither")
-    if training and x.size // max(x.shape[1], 1) == 1:
+    if training and x.size // max(x.shape[1], 1) <= 1:
         raise ValueError(
             f"batch_norm: training needs more than one value a channel, but x has shape {x.shape}; use a larger batch"
         )

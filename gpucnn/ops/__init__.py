@@ -7,6 +7,7 @@ from gpucnn.ops.activation import relu_forward as relu_forward
 from gpucnn.ops.activation import sigmoid_forward as sigmoid_forward
 from gpucnn.ops.activation import softmax_backward as softmax_backward
 from gpucnn.ops.activation import softmax_forward as softmax_forward
+from gpucnn.ops.activation import tanh_forward as tanh_forward
 from gpucnn.ops.conv import ALGORITHMS as ALGORITHMS
 from gpucnn.ops.conv import Algorithm as Algorithm
 from gpucnn.ops.conv import UnsupportedAlgorithm as UnsupportedAlgorithm

@@ -14,15 +14,21 @@ def relu_forward(x: Any) -> np.ndarray:
     """y = max(x, 0); NaN stays NaN."""
     require_float("relu", x=x)
     y = np.empty(x.shape, x.dtype)
-    _C.relu_forward(np.ascontiguousarray(x), y)
+    _C.relu_forward(np.asarray(x, order="C"), y)
     return y
 
 
 def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     """gx = gy where y > 0, else 0."""
     gx = np.empty(y.shape, y.dtype)
-    _C.relu_backward(y, np.ascontiguousarray(gy), gx)
+    _C.relu_backward(y, np.asarray(gy, order="C"), gx)
     return gx
+
+
+def tanh_forward(x: Any) -> np.ndarray:
+    """y = tanh(x)."""
+    require_float("tanh", x=x)
+    return np.tanh(x)
 
 
 def sigmoid_forward(x: Any) -> np.ndarray:

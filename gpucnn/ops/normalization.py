@@ -24,22 +24,17 @@ def local_response_norm_forward(
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}; it must be at least 1 channel")
     y, scale = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    _C.local_response_norm_forward(*_as_images(x, y, scale), size, alpha, beta, k)
+    _C.local_response_norm_forward(*map(_planes, (x, y, scale)), size, alpha, beta, k)
     return y, scale
 
 
 def local_response_norm_backward(
-    x: Any, scale: np.ndarray, y: np.ndarray, gy: Any, size: int, alpha: float, beta: float
+    x: Any, scale: np.ndarray, gy: Any, size: int, alpha: float, beta: float
 ) -> np.ndarray:
-    """gx of local_response_norm_forward, from its x, scale and y."""
+    """gx of local_response_norm_forward, from its x and scale."""
     gx = np.empty(x.shape, x.dtype)
-    _C.local_response_norm_backward(*_as_images(x, scale, y, gy, gx), size, alpha, beta)
+    _C.local_response_norm_backward(*map(_planes, (x, scale, gy, gx)), size, alpha, beta)
     return gx
-
-
-def _as_images(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Arrays (N, C, …) as (N, C, 1, …): the extension takes four dimensions."""
-    return [np.ascontiguousarray(array).reshape(*array.shape[:2], 1, math.prod(array.shape[2:])) for array in arrays]
 
 
 def batch_norm_statistics(x: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +47,7 @@ def batch_norm_statistics(x: Any) -> tuple[np.ndarray, np.ndarray]:
 def batch_norm_apply(x: Any, mean: Any, inverse_std: Any, weight: Any, bias: Any) -> np.ndarray:
     """y = (x − mean) · inverse_std · weight + bias, each (C,); weight and bias may be None (1 and 0)."""
     y = np.empty(x.shape, x.dtype)
-    _C.batch_norm_apply(_planes(x), mean, inverse_std, weight, bias, y.reshape(_planes_shape(x)))
+    _C.batch_norm_apply(_planes(x), mean, inverse_std, _contiguous(weight), _contiguous(bias), _planes(y))
     return y
 
 
@@ -63,13 +58,14 @@ def batch_norm_backward(
     gx = np.empty(x.shape, x.dtype)
     gweight, gbias = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
     run = _C.batch_norm_backward_training if training else _C.batch_norm_backward_inference
-    run(_planes(x), _planes(gy), mean, inverse_std, weight, gx.reshape(_planes_shape(x)), gweight, gbias)
+    run(_planes(x), _planes(gy), mean, inverse_std, _contiguous(weight), _planes(gx), gweight, gbias)
     return gx, gweight, gbias
 
 
-def _planes_shape(x: np.ndarray) -> tuple[int, int, int]:
-    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+def _planes(x: Any) -> np.ndarray:
+    """x (N,C,…) as (N,C,L), as the extension takes it: a view of x if that is contiguous."""
+    return np.ascontiguousarray(x).reshape(*x.shape[:2], math.prod(x.shape[2:]))
 
 
-def _planes(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).reshape(_planes_shape(x))
+def _contiguous(vector: Any) -> np.ndarray | None:
+    return None if vector is None else np.ascontiguousarray(vector)

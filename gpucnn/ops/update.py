@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gpucnn import _C
@@ -25,7 +23,9 @@ def sgd_update(
 
     The first step sets v = g. Nesterov steps along g + momentum·v (Sutskever et al. 2013, as in PyTorch).
     """
-    _C.sgd_update(*_flat(parameter, gradient, momentum_buffer), lr, momentum, dampening, nesterov, weight_decay, first)
+    buffer = None if momentum_buffer is None else momentum_buffer.reshape(-1)
+    options = momentum, dampening, nesterov, weight_decay, first
+    _C.sgd_update(parameter.reshape(-1), _flat(gradient, parameter), buffer, lr, *options)
 
 
 def adam_update(
@@ -42,10 +42,9 @@ def adam_update(
     step: int,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1); weight decay joins the gradient or is apart (Loshchilov & Hutter 2019)."""
-    arrays = _flat(parameter, gradient, first_moment, second_moment)
-    _C.adam_update(*arrays, lr, *betas, eps, weight_decay, decoupled, step)
+    flat, moments = _flat(gradient, parameter), (first_moment.reshape(-1), second_moment.reshape(-1))
+    _C.adam_update(parameter.reshape(-1), flat, *moments, lr, *betas, eps, weight_decay, decoupled, step)
 
 
-def _flat(parameter: np.ndarray, gradient: Any, *state: np.ndarray | None) -> list[np.ndarray | None]:
-    gradient = np.ascontiguousarray(gradient, dtype=parameter.dtype)
-    return [array if array is None else array.reshape(-1) for array in (parameter, gradient, *state)]
+def _flat(gradient: np.ndarray, parameter: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(gradient, dtype=parameter.dtype).reshape(-1)
