@@ -120,8 +120,9 @@ class AlexNetPaper(Network):
         layers = [layer for layer in self.modules() if isinstance(layer, (Conv2d, Linear))]
         ones = (1, 3, 4, 5, 6)
         for position, layer in enumerate(layers):
-            layer.weight.data[...] = init.normal(layer.weight.shape, 0.01)
-            layer.bias.data[...] = np.float32(position in ones)
+            weight, bias = layer.parameters()
+            weight.data[...] = init.normal(weight.shape, 0.01)
+            bias.data[...] = np.float32(position in ones)
 
 
 def _response_norm() -> LocalResponseNorm:

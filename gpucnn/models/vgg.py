@@ -44,17 +44,18 @@ class VGG(Network):
         )
         require_size(name, image_size, 32)
         last, fc = scaled(512, width), scaled(4096, width)
-        self.features = Sequential(*_features(name, in_channels, width))
-        self.avgpool = AdaptiveAvgPool2d((7, 7))
-        self.classifier = Sequential(
-            Linear(last * 7 * 7, fc),
-            ReLU(),
-            Dropout(dropout),
-            Linear(fc, fc),
-            ReLU(),
-            Dropout(dropout),
-            Linear(fc, num_classes),
-        )
+        with init.skipped():  # _initialise draws them
+            self.features = Sequential(*_features(name, in_channels, width))
+            self.avgpool = AdaptiveAvgPool2d((7, 7))
+            self.classifier = Sequential(
+                Linear(last * 7 * 7, fc),
+                ReLU(),
+                Dropout(dropout),
+                Linear(fc, fc),
+                ReLU(),
+                Dropout(dropout),
+                Linear(fc, num_classes),
+            )
         self._initialise()
 
     def forward(self, x: Any) -> Any:
@@ -63,12 +64,11 @@ class VGG(Network):
     def _initialise(self) -> None:
         """torchvision's: convolutions by He et al. 2015 (fan_out), linear weights normal with std 0.01, biases 0."""
         for layer in self.modules():
-            if isinstance(layer, Conv2d):
-                layer.weight.data[...] = init.kaiming_normal_fan_out(layer.weight.shape)
-                layer.bias.data[...] = 0
-            elif isinstance(layer, Linear):
-                layer.weight.data[...] = init.normal(layer.weight.shape, 0.01)
-                layer.bias.data[...] = 0
+            if isinstance(layer, (Conv2d, Linear)):
+                weight, bias = layer.parameters()
+                shape = weight.shape
+                weight.data[...] = init.kaiming_normal_fan_out(shape) if len(shape) == 4 else init.normal(shape, 0.01)
+                bias.data[...] = 0
 
 
 def _features(name: str, in_channels: int, width: float) -> list[Module]:

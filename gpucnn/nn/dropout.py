@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpucnn.functional import dropout
+from gpucnn.functional.dropout import dropout
 from gpucnn.nn.module import Module
 
 

@@ -29,6 +29,10 @@ class BatchNorm2d(Module):
     In evaluation the running statistics take the batch's place; x (N, C, H, W) keeps its shape.
     """
 
+    running_mean: np.ndarray
+    running_var: np.ndarray
+    num_batches_tracked: np.ndarray
+
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         if num_features < 1:
             raise ValueError(f"BatchNorm2d: num_features (={num_features}) must be positive")

@@ -57,7 +57,7 @@ class Optimizer:
                     )
         self.lr, self.steps = float(state["lr"]), [int(step) for step in steps]
         self.state = [
-            {name: np.array(array, parameter.dtype) for name, array in entry.items()}
+            {name: np.array(array, parameter.dtype, order="C") for name, array in entry.items()}
             for entry, parameter in zip(entries, self.parameters, strict=True)
         ]
 
