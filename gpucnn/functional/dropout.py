@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
+from gpucnn.ops.shapes import require_float
 from gpucnn.random import default_generator
 from gpucnn.tensor import Function
 
@@ -16,6 +17,7 @@ class Dropout(Function):
         self.p = p
 
     def forward(self, x: Any) -> np.ndarray:
+        require_float("dropout", x=x)
         self.seed, self.offset = default_generator.reserve(x.size)
         return ops.dropout(x, self.p, self.seed, self.offset)
 
