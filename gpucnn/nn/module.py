@@ -133,6 +133,7 @@ class Module:
             for name, value in list(vars(module).items()):
                 if isinstance(value, Parameter):
                     value.data = value.to(target).data
+                    value.grad = None if value.grad is None else value.grad.to(target)
                 elif name in module.__dict__.get("_buffer_names", ()) and value.dtype.kind == "f":
                     setattr(module, name, Tensor(value).to(target).data)
         return self
@@ -179,8 +180,9 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def __getitem__(self, position: int) -> Module:
-        return list(self)[position]
+    def __getitem__(self, position: int | slice) -> Any:
+        chosen = list(self)[position]
+        return Sequential(*chosen) if isinstance(chosen, list) else chosen
 
 
 def _check_state(
