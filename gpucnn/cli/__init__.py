@@ -1,0 +1,4 @@
+"""The command line: `gpucnn train | eval | predict | summary | doctor`."""
+
+from gpucnn.cli.app import app as app
+from gpucnn.cli.app import main as main

@@ -1,0 +1,71 @@
+"""Options that several commands share: parsed, checked, and described once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpucnn import files
+from gpucnn.train.config import COUNT, RULES, Rule
+
+WIDTH = Rule(float, "a number above 0 and at most 16", lambda value: 0 < value <= 16)
+
+
+def number(rule: Rule) -> Callable[[str], Any]:
+    """A parser of numbers that `rule` accepts; others raise BadParameter naming the value and the rule."""
+
+    def parse(text: str) -> Any:
+        try:
+            return rule.parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def setting(name: str, metavar: str, help: str) -> Any:
+    """The option for the number `name` of TrainConfig."""
+    return typer.Option(parser=number(RULES[name]), metavar=metavar, help=help)
+
+
+def count(metavar: str, help: str) -> Any:
+    """An option that takes a whole number of at least 1."""
+    return typer.Option(parser=number(COUNT), metavar=metavar, help=help)
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="lenet5, alexnet, vgg11 … vgg19, vgg11_bn … vgg19_bn.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint that train wrote.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here as JSON.")]
+Variant = Annotated[str | None, typer.Option(metavar="NAME", help="'paper' for the network as first published.")]
+Width = Annotated[
+    float | None, typer.Option(parser=number(WIDTH), metavar="FACTOR", help="Factor on all channel counts.")
+]
+ImageSize = Annotated[int | None, count("PIXELS", "Side of the network's input.")]
+Limit = Annotated[int | None, setting("limit", "N", "Use the first N training and N test images only.")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or sim.")]
+
+
+def check_output(path: Path | None, folder: Path | None = None) -> None:
+    """Raise OSError unless a file can be written at `path`; `folder` is one that will be there by then."""
+    if path is None:
+        return
+    parent = path.absolute().parent
+    if path.is_dir():
+        raise IsADirectoryError(f"--json {path} is a folder; name a file in it")
+    if folder is not None and parent == folder.absolute():
+        return
+    if not parent.is_dir():
+        raise NotADirectoryError(f"--json {path}: {parent} is no folder; make it first")
+    if not os.access(path if path.exists() else parent, os.W_OK):
+        raise PermissionError(f"--json {path}: no permission to write there; name another file")
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """`value` as JSON in the file, if one was asked for."""
+    if path is not None:
+        files.write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")

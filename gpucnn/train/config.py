@@ -1,0 +1,144 @@
+"""What a training run does: every choice spelt out, checked, and stored in its checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from gpucnn import device as devices
+from gpucnn import models
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "step", "constant", "plateau")
+ENDLESS = ("constant", "plateau")  # schedules that do not depend on the number of epochs
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a number must be: int or float, and a condition, in words too."""
+
+    kind: type
+    words: str
+    holds: Callable[[Any], bool]
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is of the kind (an int may stand for a float), finite and within the condition."""
+        kinds = (int,) if self.kind is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and self.holds(value)
+
+    def parse(self, text: str) -> Any:
+        """The number in `text`; raises ValueError, naming text and rule, unless there is one that is accepted."""
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = None
+        if not self.accepts(value):
+            raise ValueError(f"{text!r} is not {self.words}")
+        return value
+
+
+COUNT = Rule(int, "a whole number of at least 1", lambda value: value >= 1)
+RULES = {
+    "epochs": COUNT,
+    "batch_size": COUNT,
+    "lr": Rule(float, "a finite number above 0", lambda value: value > 0),
+    "momentum": Rule(float, "a number of at least 0 and below 1", lambda value: 0 <= value < 1),
+    "weight_decay": Rule(float, "a finite number of at least 0", lambda value: value >= 0),
+    "warmup": Rule(float, "a finite number of epochs of at least 0", lambda value: value >= 0),
+    "shift": Rule(int, "a whole number of pixels of at least 0", lambda value: value >= 0),
+    "validation": Rule(float, "a fraction of at least 0 and below 1", lambda value: 0 <= value < 1),
+    "early_stop": COUNT,
+    "limit": COUNT,
+    "seed": Rule(int, "a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
+}
+OPTIONAL = ("early_stop", "limit")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides a run's result, as JSON can hold it; `train.recipe` fills it with good values.
+
+    - model, arguments: what `models.create` takes; data: what `data.load` takes
+    - epochs: passes over the training part; batch_size: images a step
+    - optimizer: "sgd" (with momentum), "adam" or "adamw"; lr: its highest rate; weight_decay: as in `optim`
+    - schedule: "cosine" (to zero at the end), "step" (a tenth after each third), "constant", or "plateau" (a tenth
+      when the validation loss stays); warmup: epochs in which the rate grows, at most a fifth of the run
+    - augment: whether training images are moved at random, by up to `shift` pixels along each axis
+    - validation: share of the training images kept apart to be measured on; early_stop: stop after so many epochs
+      without a better validation accuracy, or None
+    - limit: the first so many training and test images, or None for all
+    - seed: of initial weights, order, shifts, validation part and dropout; device: "cpu" or "auto"
+    Raises ValueError naming the setting, its value and the rule.
+    """
+
+    model: str
+    arguments: dict[str, Any]
+    data: str
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    warmup: float
+    augment: bool
+    shift: int
+    validation: float = 0.0
+    early_stop: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("model", models.names()), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            check_choice(name, getattr(self, name), choices)
+        if not isinstance(self.augment, bool):
+            raise ValueError(f"augment is {self.augment!r}; it must be True or False")
+        for name, rule in RULES.items():
+            value = getattr(self, name)
+            if not rule.accepts(value) and not (value is None and name in OPTIONAL):
+                raise ValueError(f"{name} is {value!r}; it must be {rule.words}")
+        devices.resolve(self.device)
+        for name, value in (("early_stop", self.early_stop), ("schedule", self.schedule == "plateau")):
+            if value and not self.validation:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, which follows the validation part, but there is none; "
+                    "set a validation fraction such as 0.1"
+                )
+        if self.warmup and self.schedule == "plateau":
+            raise ValueError(f"warmup is {self.warmup}, but schedule 'plateau' has no warm-up; use 0")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name."""
+        return asdict(self)
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """Names of the settings that differ, "arguments.width" for one of the model's."""
+        mine, others = _flat(self), _flat(other)
+        return [name for name in {**mine, **others} if mine.get(name) != others.get(name)]
+
+    def get(self, name: str) -> Any:
+        """The value of a setting named as `differences` does."""
+        return _flat(self).get(name)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Raise ValueError naming them all unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} {value!r} is unknown; use one of {', '.join(choices)}")
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `TrainConfig.as_dict`; raises ValueError for missing, unknown or wrong settings."""
+    names = {field.name for field in fields(TrainConfig)}
+    if values.keys() != names:
+        raise ValueError(f"settings {sorted(values.keys() ^ names)} are missing or unknown")
+    return TrainConfig(**values)
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    values = config.as_dict()
+    return {**values, **{f"arguments.{name}": value for name, value in values.pop("arguments").items()}}

@@ -1,0 +1,161 @@
+"""Using a trained network: load it from its checkpoint alone, read pictures, name what they show."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpucnn import checkpoint
+from gpucnn import functional as F
+from gpucnn.data import Normalize
+from gpucnn.models import Network
+from gpucnn.tensor import Tensor, no_grad
+from gpucnn.train.evaluation import BATCH_SIZE, evaluating
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("PNG", "JPEG")
+MAX_PIXELS = 64_000_000
+CLEARLY = 0.2  # how far from mid-grey the training images' mean must be to tell dark from light
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A network with what its use needs: class names, the Normalize it was trained with, the name of its data."""
+
+    model: Network
+    classes: tuple[str, ...]
+    normalize: Normalize
+    data: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an image shows: up to five (class name, probability), the likeliest first; note: a doubt about it, or ""."""
+
+    image: str
+    top5: tuple[tuple[str, float], ...]
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """{"image", "top5": [{"label", "probability"}]}."""
+        return {
+            "image": self.image,
+            "top5": [{"label": label, "probability": probability} for label, probability in self.top5],
+        }
+
+
+def load_model(path: str | os.PathLike[str]) -> TrainedModel:
+    """The network in a checkpoint of `fit`, ready for use; nothing but the file is needed.
+
+    Raises FileNotFoundError or CheckpointError, naming the file.
+    """
+    stored = checkpoint.load(path)
+    model = checkpoint.build_model(stored)
+    model.eval()
+    found = stored.metadata
+    normalize = Normalize(found["normalization"]["mean"], found["normalization"]["std"])
+    return TrainedModel(model, tuple(found["classes"]), normalize, found["data"])
+
+
+def predict(
+    trained: TrainedModel | str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    invert: bool = False,
+) -> list[Prediction]:
+    """The likeliest classes of each picture, PNG or JPEG files of any size and colour.
+
+    All files are read before the first is looked at, so that a wrong one is told at once. They are turned upright,
+    converted to the network's channels (transparent parts become white) and resized, without keeping their aspect.
+    - trained: what `load_model` returns, or the checkpoint's path
+    - invert: turn dark into light first, for dark digits on light paper
+    Raises ValueError or OSError naming the file that is no usable picture.
+    """
+    if not isinstance(trained, TrainedModel):
+        trained = load_model(trained)
+    shape = trained.model.input_shape
+    pixels = [read_image(path, shape) for path in images]
+    if invert:
+        pixels = [255 - each for each in pixels]
+    predictions: list[Prediction] = []
+    for start in range(0, len(pixels), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        for path, image, row in zip(images[part], pixels[part], _probabilities(trained, pixels[part]), strict=True):
+            likeliest = np.argsort(-row, kind="stable")[:5]
+            top5 = tuple((trained.classes[label], float(row[label])) for label in likeliest)
+            predictions.append(Prediction(os.fspath(path), top5, _doubt(trained, image)))
+    return predictions
+
+
+def _probabilities(trained: TrainedModel, pixels: list[np.ndarray]) -> np.ndarray:
+    images = trained.normalize(np.stack(pixels).astype(np.float32) / 255)
+    with evaluating(trained.model), no_grad():
+        return F.softmax(trained.model(Tensor(images)).data)
+
+
+def _doubt(trained: TrainedModel, image: np.ndarray) -> str:
+    """A note if a grey image is as light where the training images are dark, or the other way round."""
+    usual, found = trained.normalize.mean[0], image.mean() / 255
+    if len(image) != 1 or abs(usual - 0.5) < CLEARLY or abs(found - (1 - usual)) >= abs(found - usual):
+        return ""
+    looks, trained_on = ("dark on light", "light on dark") if usual < 0.5 else ("light on dark", "dark on light")
+    return f"it looks {looks}, but the network was trained on {trained_on}; invert it"
+
+
+def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
+    """The picture at `path` as uint8 (channels, height, width); channels is 1 (grey) or 3 (red, green, blue).
+
+    Raises FileNotFoundError, OSError or ValueError, naming the file, unless it is a PNG or JPEG picture of at most
+    MAX_PIXELS pixels. Source of the limits: Pillow's notes on decompression bombs.
+    """
+    from PIL import Image
+
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise ValueError(f"{path}: the network takes {channels} channels; pictures give 1 or 3")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such image; check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                _check_size(path, picture)
+                pixels = _upright(picture, "L" if channels == 1 else "RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: the image has more than {MAX_PIXELS:,} pixels; use a smaller copy") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a {' or '.join(FORMATS)} image; convert it first") from error
+    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises for damaged files
+        raise OSError(f"{path}: the image cannot be read ({error})") from error
+    resized = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _check_size(path: str | os.PathLike[str], picture: Image.Image) -> None:
+    pixels = picture.width * picture.height
+    if pixels > MAX_PIXELS:
+        raise ValueError(
+            f"{path}: the image has {picture.width}×{picture.height} pixels; at most {MAX_PIXELS:,} are read; "
+            "use a smaller copy"
+        )
+
+
+def _upright(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture turned as its EXIF orientation says, without transparency, as "L" or "RGB"."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits a pixel: convert() would cut them off at 255
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert(mode)

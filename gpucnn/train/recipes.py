@@ -1,0 +1,86 @@
+"""Good settings for each network, with reasons."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from gpucnn import models
+from gpucnn.data import Dataset
+from gpucnn.train.config import OPTIMIZERS, TrainConfig, check_choice
+
+SMALL_IMAGE = 64  # pixels; up to here images are not blown up to the published input size
+SMALL_SET = 10_000  # training images; below, more epochs are affordable and needed
+EPOCHS_SMALL, EPOCHS_LARGE = 40, 10
+SHIFT = 2 / 28  # share of the image's side: 2 pixels of a digit's 28
+MOMENTUM = 0.9
+
+
+class Recipe(NamedTuple):
+    """Settings of a family of networks; image_size (by variant) and width are those for small images."""
+
+    optimizer: str
+    lr: dict[str, float]  # by optimiser
+    batch_size: int
+    weight_decay: float
+    warmup: float  # epochs
+    image_size: dict[str | None, int]
+    width: float
+
+
+RECIPES = {
+    "lenet5": Recipe("sgd", {"sgd": 0.05, "adam": 2e-3, "adamw": 2e-3}, 64, 5e-4, 1.0, {None: 28}, 1.0),
+    "alexnet": Recipe(
+        "adamw", {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}, 64, 5e-4, 1.0, {None: 64, "paper": 67}, 0.25
+    ),
+    "vgg": Recipe("adamw", {"sgd": 0.02, "adam": 5e-4, "adamw": 5e-4}, 64, 5e-4, 1.0, {None: 32}, 0.125),
+    "vgg_bn": Recipe("sgd", {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}, 64, 5e-4, 1.0, {None: 32}, 0.125),
+}
+
+
+def recipe(model: str, dataset: Dataset, data: str | None = None, **settings: Any) -> TrainConfig:
+    """The settings with which `model` is trained on `dataset` unless `settings` say otherwise.
+
+    - data: what `data.load` takes to find the set again; its name by default
+    - settings: fields of TrainConfig; all others are arguments of the model, such as width=0.5. None means not given
+    Raises ValueError for an unknown model, setting or value.
+    """
+    check_choice("model", model, models.names())
+    given = {name: value for name, value in settings.items() if value is not None}
+    own = {field.name for field in fields(TrainConfig)} - {"model", "data", "arguments"}
+    arguments = {name: value for name, value in given.items() if name not in own}
+    chosen = RECIPES[family(model)]
+    optimizer = given.get("optimizer", chosen.optimizer)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    arguments = _arguments(chosen, dataset, arguments)
+    defaults: dict[str, Any] = {
+        "epochs": EPOCHS_SMALL if len(dataset) < SMALL_SET else EPOCHS_LARGE,
+        "batch_size": chosen.batch_size,
+        "optimizer": optimizer,
+        "lr": chosen.lr[optimizer],
+        "momentum": MOMENTUM if optimizer == "sgd" else 0.0,
+        "weight_decay": chosen.weight_decay,
+        "schedule": "cosine",
+        "warmup": 0.0 if given.get("schedule") == "plateau" else chosen.warmup,
+        "augment": True,
+        "shift": round(SHIFT * arguments.get("image_size", dataset.image_size[0])),
+    }
+    given = {name: value for name, value in given.items() if name in own}
+    return TrainConfig(model=model, arguments=arguments, data=data or dataset.name, **{**defaults, **given})
+
+
+def family(model: str) -> str:
+    """The name under which RECIPES has the model: "vgg_bn" for "vgg16_bn"."""
+    if not model.startswith("vgg"):
+        return model
+    return "vgg_bn" if model.endswith("_bn") else "vgg"
+
+
+def _arguments(chosen: Recipe, dataset: Dataset, given: dict[str, Any]) -> dict[str, Any]:
+    """The model's arguments: channels and classes of the data, and a size that suits small images."""
+    arguments: dict[str, Any] = {"num_classes": len(dataset.classes), "in_channels": dataset.channels}
+    if max(dataset.image_size) <= SMALL_IMAGE:
+        variant = given.get("variant")
+        arguments["image_size"] = chosen.image_size.get(variant, chosen.image_size[None])
+        arguments["width"] = chosen.width
+    return {**arguments, **given}

@@ -1,0 +1,216 @@
+"""Trainer: a network, its optimiser, schedule and batches, and exactly how far they have come."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpucnn import functional as F
+from gpucnn import optim
+from gpucnn.data import Augment, DataLoader, Dataset, Normalize, Shift
+from gpucnn.models import Network
+from gpucnn.random import default_generator
+from gpucnn.tensor import Tensor
+from gpucnn.train.config import ENDLESS, TrainConfig
+from gpucnn.train.diagnosis import NonFiniteError, first_non_finite, non_finite_weights
+from gpucnn.train.evaluation import evaluate
+from gpucnn.train.report import Report
+
+PLATEAU_PATIENCE = 5  # epochs without a better validation loss before the rate falls to a tenth
+NO_SUMS = {"loss": 0.0, "correct": 0, "images": 0, "seconds": 0.0}
+
+
+def nothing() -> None:
+    """The default of hooks."""
+
+
+class Trainer:
+    """Trains `model` on `training` as `config` says, one epoch at a time; `state` and `load_state` stop and continue.
+
+    - training, validation (or None): of the model's image size; normalize: their Normalize
+    - epoch, batch, step: epochs behind it, batches of the running epoch behind it, optimiser's steps in all
+    - history: one dictionary an epoch, the lines of metrics.jsonl; best: the entry of the best validation accuracy
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        config: TrainConfig,
+        training: Dataset,
+        validation: Dataset | None,
+        normalize: Normalize,
+        report: Report | None = None,
+    ) -> None:
+        self.model, self.config, self.validation, self.normalize = model, config, validation, normalize
+        self.report = report or Report()
+        self.loader = DataLoader(
+            training,
+            config.batch_size,
+            shuffle=True,
+            augment=Augment(Shift(config.shift)) if config.augment else None,
+            normalize=normalize,
+            seed=config.seed,
+        )
+        self.optimizer = make_optimizer(config, model)
+        self.schedule = make_schedule(config, self.optimizer, len(self.loader))
+        self.epoch = self.batch = self.step = 0
+        self.sums = dict(NO_SUMS)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are over or validation has not improved for config.early_stop of them."""
+        return is_done(self.config, self.epoch, self.best)
+
+    def state(self) -> dict[str, Any]:
+        """All that is not in the model, the optimiser and the random generator, as JSON can hold it."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "sums": dict(self.sums),
+            "history": list(self.history),
+            "best": self.best,
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned, with model, optimiser and random generator restored already."""
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.sums, self.history, self.best = dict(state["sums"]), list(state["history"]), state["best"]
+        self.schedule.load_state_dict(state["schedule"])
+
+    def run_epoch(self, after_step: Callable[[], None] = nothing) -> bool:
+        """Train to the end of the running epoch, measure, and add to the history; return whether it is the best so far.
+
+        after_step is called between steps and measurements; if it raises, the state is that after the last step.
+        Raises NonFiniteError for a loss or weights that are not finite.
+        """
+        self.model.train()
+        bar = self.report.bar(f"epoch {self.epoch + 1}/{self.config.epochs}", len(self.loader), self.batch)
+        batches = self.loader.epoch(self.epoch, self.batch)
+        try:
+            with np.errstate(all="ignore"):  # what overflows is found in the loss
+                self._run_steps(batches, bar, after_step)
+        finally:
+            bar.close()
+            batches.close()
+        self.require_finite_weights()
+        return self._close_epoch(after_step)
+
+    def require_finite_weights(self) -> None:
+        """Raise NonFiniteError if a weight is not a finite number."""
+        weights = non_finite_weights(self.model)
+        if weights:
+            raise self._non_finite(f"the {weights} is not finite after step {self.step}")
+
+    def _run_steps(self, batches: Any, bar: Any, after_step: Callable[[], None]) -> None:
+        after_step()
+        clock = time.perf_counter()
+        for images, labels in batches:
+            self._take_step(images, labels)
+            self.sums["seconds"] += time.perf_counter() - clock
+            bar.step(self.sums["loss"] / self.sums["images"], self.sums["correct"] / self.sums["images"])
+            after_step()
+            clock = time.perf_counter()
+
+    def _take_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        random_state = default_generator.get_state()
+        self.optimizer.zero_grad()
+        scores = self.model(Tensor(images))
+        loss = F.cross_entropy(scores, labels)
+        value = float(loss.item())
+        if not math.isfinite(value):
+            layer = first_non_finite(self.model, images, random_state)
+            raise self._non_finite(f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}): {layer}")
+        loss.backward()
+        self.optimizer.step()
+        self.sums["loss"] += value * len(labels)
+        self.sums["correct"] += int(np.count_nonzero(scores.data.argmax(axis=1) == labels))
+        self.sums["images"] += len(labels)
+        self.sums["lr"] = self.optimizer.lr
+        if isinstance(self.schedule, optim.Schedule):
+            self.schedule.step()
+        self.batch += 1
+        self.step += 1
+
+    def _non_finite(self, what: str) -> NonFiniteError:
+        return NonFiniteError(f"{what}; use a smaller --lr than {self.config.lr:g}, such as {self.config.lr / 10:g}")
+
+    def _close_epoch(self, after_step: Callable[[], None]) -> bool:
+        """Turn the sums into an entry of the history, with the validation part measured."""
+        images, seconds = self.sums["images"], self.sums["seconds"]
+        entry = {
+            "epoch": self.epoch + 1,
+            "train_loss": self.sums["loss"] / images,
+            "train_accuracy": self.sums["correct"] / images,
+            "lr": self.sums["lr"],
+            "images_per_second": images / seconds,
+            "seconds": seconds,
+        }
+        if self.validation is not None:
+            entry |= self._validate(self.validation, after_step)
+        improved = self.validation is not None and is_better(entry, self.best)
+        if improved:
+            self.best = entry
+        if isinstance(self.schedule, optim.PlateauSchedule):
+            self.schedule.step(entry["validation_loss"])
+        self.history.append(entry)
+        self.epoch, self.batch, self.sums = self.epoch + 1, 0, dict(NO_SUMS)
+        return improved
+
+    def _validate(self, validation: Dataset, after_step: Callable[[], None]) -> dict[str, float]:
+        found = evaluate(
+            self.model, validation, self.normalize, report=self.report, title="validation", check=after_step
+        )
+        if not math.isfinite(found.loss):
+            raise self._non_finite(f"the validation loss is {found.loss} after step {self.step}")
+        return {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
+
+
+def is_done(config: TrainConfig, epoch: int, best: dict[str, Any] | None) -> bool:
+    """Whether a run with so many epochs behind it and this best entry is over."""
+    stopped = config.early_stop is not None and best is not None and epoch - best["epoch"] >= config.early_stop
+    return epoch >= config.epochs or stopped
+
+
+def is_better(entry: dict[str, Any], best: dict[str, Any] | None) -> bool:
+    """Whether the validation accuracy is higher, or equal with a lower loss."""
+    if best is None:
+        return True
+    return (entry["validation_accuracy"], -entry["validation_loss"]) > (
+        best["validation_accuracy"],
+        -best["validation_loss"],
+    )
+
+
+def make_optimizer(config: TrainConfig, model: Network) -> optim.Optimizer:
+    """The optimiser that `config` names, of all parameters of the model."""
+    if config.optimizer == "sgd":
+        return optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    kinds = {"adam": optim.Adam, "adamw": optim.AdamW}
+    return kinds[config.optimizer](model.parameters(), config.lr, weight_decay=config.weight_decay)
+
+
+def make_schedule(
+    config: TrainConfig, optimizer: optim.Optimizer, steps: int
+) -> optim.Schedule | optim.PlateauSchedule:
+    """The schedule that `config` names; `steps` make an epoch."""
+    if config.schedule == "plateau":
+        return optim.PlateauSchedule(optimizer, factor=0.1, patience=PLATEAU_PATIENCE)
+    total, warmup = config.epochs * steps, round(config.warmup * steps)
+    if config.schedule not in ENDLESS:
+        warmup = min(warmup, total // 5)
+    after: optim.Schedule
+    if config.schedule == "constant":
+        after = optim.ConstantSchedule(optimizer)
+    elif config.schedule == "step":
+        after = optim.StepSchedule(optimizer, step_size=math.ceil((total - warmup) / 3))
+    else:
+        after = optim.CosineSchedule(optimizer, total - warmup)
+    return optim.WarmupSchedule(optimizer, warmup, after)
