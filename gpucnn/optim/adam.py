@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.nn.module import Parameter
 from gpucnn.optim.optimizer import Optimizer, require
+from gpucnn.tensor import Tensor
 
 
 class Adam(Optimizer):
@@ -18,18 +18,19 @@ class Adam(Optimizer):
     Raises ValueError for a rate or a factor out of range.
     """
 
+    state_names = ("first_moment", "second_moment")
     decoupled = False
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Iterable[Tensor],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
-        within = all(0 <= beta < 1 for beta in betas)
+        within = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
         require(self, betas=(betas, within, "two numbers of at least 0 and below 1"), eps=(eps, eps >= 0, "at least 0"))
         self.betas, self.eps = betas, eps
 
@@ -57,7 +58,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Iterable[Tensor],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

@@ -7,16 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.nn.module import Parameter
+from gpucnn.ops.shapes import FLOATS
+from gpucnn.tensor import Tensor
 
 
 class Optimizer:
-    """Base of the optimisers. `step` updates every parameter that has a gradient; `lr` may be changed at any time."""
+    """Base of the optimisers. `step` updates every parameter that has a gradient; `lr` may be changed at any time.
 
-    def __init__(self, parameters: Iterable[Parameter], lr: float, weight_decay: float) -> None:
+    - parameters: a module's parameters, or Tensors such as an image; float32 or float64, and contiguous
+    A subclass names in `state_names` what it keeps for each parameter from its first step on.
+    """
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
+        for position, parameter in enumerate(self.parameters):
+            _check_parameter(type(self).__name__, position, parameter.data)
         require(self, lr=(lr, lr >= 0, "at least 0"), weight_decay=(weight_decay, weight_decay >= 0, "at least 0"))
         self.lr, self.weight_decay = lr, weight_decay
         self.state: list[dict[str, np.ndarray]] = [{} for _ in self.parameters]
@@ -50,16 +59,33 @@ class Optimizer:
                 f"load_state_dict: the state has {len(entries)} parameters but the optimiser has {len(self.parameters)}"
             )
         for position, (entry, parameter) in enumerate(zip(entries, self.parameters, strict=True)):
-            for name, array in entry.items():
-                if array.shape != parameter.shape:
-                    raise ValueError(
-                        f"load_state_dict: {name} of parameter {position} is {array.shape}, not {parameter.shape}"
-                    )
+            self._check_entry(position, entry, parameter)
         self.lr, self.steps = float(state["lr"]), [int(step) for step in steps]
         self.state = [
             {name: np.array(array, parameter.dtype, order="C") for name, array in entry.items()}
             for entry, parameter in zip(entries, self.parameters, strict=True)
         ]
+
+    def _check_entry(self, position: int, entry: dict[str, np.ndarray], parameter: Tensor) -> None:
+        if entry and set(entry) != set(self.state_names):
+            raise ValueError(
+                f"load_state_dict: parameter {position} has the state {', '.join(entry)} but {type(self).__name__} "
+                f"needs {', '.join(self.state_names)}; load it into the optimiser that saved it"
+            )
+        for name, array in entry.items():
+            if array.shape != parameter.shape:
+                raise ValueError(
+                    f"load_state_dict: {name} of parameter {position} is {array.shape}, not {parameter.shape}"
+                )
+
+
+def _check_parameter(optimizer: str, position: int, array: np.ndarray) -> None:
+    if array.dtype not in FLOATS:
+        raise TypeError(f"{optimizer}: parameter {position} is {array.dtype}; it must be float32 or float64")
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{optimizer}: parameter {position} is not contiguous and cannot be changed in place; use gpucnn.tensor(x)"
+        )
 
 
 def require(optimizer: Optimizer, **arguments: tuple[Any, bool, str]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.nn.module import Parameter
 from gpucnn.optim.optimizer import Optimizer, require
+from gpucnn.tensor import Tensor
 
 
 class SGD(Optimizer):
@@ -19,9 +19,11 @@ class SGD(Optimizer):
     Raises ValueError for a rate or a factor out of range.
     """
 
+    state_names = ("momentum_buffer",)
+
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Iterable[Tensor],
         lr: float = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
