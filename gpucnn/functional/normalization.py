@@ -63,16 +63,17 @@ def batch_norm(
     - x: (N, C, …); running_mean, running_var, weight, bias: (C,) or None
     Raises ValueError if a shape does not fit, or in training with one value a channel.
     """
-    data, statistics = _data(x), [_data(running_mean), _data(running_var)]
-    _check_batch_norm(data, *statistics, _data(weight), _data(bias), training)
-    if training or statistics[0] is None:
-        mean, variance = ops.batch_norm_statistics(data)
-        if training and statistics[0] is not None:
+    data, mean, variance = _data(x), _data(running_mean), _data(running_var)
+    _check_batch_norm(data, mean, variance, _data(weight), _data(bias), training)
+    if training or mean is None:
+        batch_mean, batch_variance = ops.batch_norm_statistics(data)
+        if training and mean is not None:
             count = data.size // data.shape[1]
-            _move(statistics[0], mean, momentum)
-            _move(statistics[1], variance * (count / (count - 1)), momentum)
-        return BatchNorm(mean, 1 / np.sqrt(variance + eps), True)(x, weight, bias)
-    mean, variance = (array.astype(data.dtype, copy=True) for array in statistics)
+            _move(mean, batch_mean, momentum)
+            _move(variance, batch_variance * (count / (count - 1)), momentum)
+        return BatchNorm(batch_mean, 1 / np.sqrt(batch_variance + eps), True)(x, weight, bias)
+    # A copy: the running statistics may move on before backward.
+    mean, variance = mean.astype(data.dtype), variance.astype(data.dtype)
     return BatchNorm(mean, 1 / np.sqrt(variance + eps), False)(x, weight, bias)
 
 

@@ -24,7 +24,7 @@ def local_response_norm_forward(
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}; it must be at least 1 channel")
     y, scale = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    _C.local_response_norm_forward(*map(_planes, (x, y, scale)), size, alpha, beta, k)
+    _C.local_response_norm_forward(_planes(x), _planes(y), _planes(scale), size, alpha, beta, k)
     return y, scale
 
 
@@ -33,7 +33,7 @@ def local_response_norm_backward(
 ) -> np.ndarray:
     """gx of local_response_norm_forward, from its x and scale."""
     gx = np.empty(x.shape, x.dtype)
-    _C.local_response_norm_backward(*map(_planes, (x, scale, gy, gx)), size, alpha, beta)
+    _C.local_response_norm_backward(_planes(x), _planes(scale), _planes(gy), _planes(gx), size, alpha, beta)
     return gx
 
 
