@@ -1,0 +1,146 @@
+// The register tile in GCC's vector extensions, once per instruction set; see tile.hpp for the maths.
+#include "tile.hpp"
+
+#include <type_traits>
+#include <utility>
+
+#include "parallel.hpp"
+
+namespace gpucnn {
+namespace {
+
+template <class T, int BYTES>
+struct Vectors {
+    typedef T Vector __attribute__((vector_size(BYTES)));
+    typedef T Unaligned __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+    static constexpr int64_t LANES = BYTES / sizeof(T);
+};
+
+// Rows of b this far ahead are asked for while the present row is used: about the latency of the second-level cache.
+constexpr int64_t PREFETCH_ROWS = 8;
+
+template <class T, int BYTES, int VECTORS, int ROWS>
+[[gnu::always_inline]] inline void multiply(int64_t depth, const T* a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
+                                            const T* bias, bool add) {
+    using Vector = typename Vectors<T, BYTES>::Vector;
+    using Unaligned = typename Vectors<T, BYTES>::Unaligned;
+    constexpr int64_t LANES = Vectors<T, BYTES>::LANES;
+    Vector sum[ROWS][VECTORS] = {};
+    for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+        Vector row[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) {
+            row[v] = *reinterpret_cast<const Unaligned*>(b + v * LANES);
+            __builtin_prefetch(b + PREFETCH_ROWS * b_stride + v * LANES);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; ++i) {
+            const T factor = a[i * A_STRIDE + k];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; ++v) sum[i][v] += factor * row[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) {
+            Unaligned& out = *reinterpret_cast<Unaligned*>(c + i * c_stride + v * LANES);
+            if (bias) sum[i][v] += bias[i];
+            out = add ? out + sum[i][v] : sum[i][v];
+        }
+    }
+}
+
+// Transposes a square of LANES x LANES in registers: step by step, pairs of rows exchange the halves of ever larger squares.
+template <class T, int BYTES>
+[[gnu::always_inline]] inline void transpose_square(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+    using Vector = typename Vectors<T, BYTES>::Vector;
+    using Unaligned = typename Vectors<T, BYTES>::Unaligned;
+    using Index = typename Vectors<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>, BYTES>::Vector;
+    constexpr int LANES = Vectors<T, BYTES>::LANES;
+    Vector row[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) row[i] = *reinterpret_cast<const Unaligned*>(in + i * in_stride);
+#pragma GCC unroll 4
+    for (int half = 1; half < LANES; half *= 2) {
+        Index low{}, high{};
+#pragma GCC unroll 16
+        for (int lane = 0; lane < LANES; ++lane) {
+            low[lane] = lane & half ? LANES + lane - half : lane;
+            high[lane] = lane & half ? LANES + lane : lane + half;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) {
+            if (i & half) continue;
+            const Vector first = row[i], second = row[i + half];
+            row[i] = __builtin_shuffle(first, second, low);
+            row[i + half] = __builtin_shuffle(first, second, high);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) *reinterpret_cast<Unaligned*>(out + i * out_stride) = row[i];
+}
+
+template <class T, int BYTES>
+[[gnu::always_inline]] inline void transpose(int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out,
+                                             int64_t out_stride) {
+    constexpr int64_t LANES = Vectors<T, BYTES>::LANES;
+    const int64_t square_rows = rows / LANES * LANES, square_columns = columns / LANES * LANES;
+    for (int64_t i = 0; i < square_rows; i += LANES)
+        for (int64_t j = 0; j < square_columns; j += LANES)
+            transpose_square<T, BYTES>(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = i < square_rows ? square_columns : 0; j < columns; ++j)
+            out[j * out_stride + i] = in[i * in_stride + j];
+}
+
+// One struct per instruction set: a function with a target attribute can be inlined into only by code of a lesser set.
+#define GPUCNN_TILE(Name, TARGET, BYTES, ROWS)                                                                              \
+    template <class T>                                                                                                      \
+    struct Name {                                                                                                           \
+        template <int VECTORS, int N>                                                                                       \
+        TARGET static void multiply_rows(int64_t depth, const T* a, const T* b, int64_t b_stride, T* c, int64_t c_stride,   \
+                                         const T* bias, bool add) {                                                         \
+            multiply<T, BYTES, VECTORS, N>(depth, a, b, b_stride, c, c_stride, bias, add);                                  \
+        }                                                                                                                   \
+        TARGET static void transpose_block(int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out,           \
+                                           int64_t out_stride) {                                                            \
+            transpose<T, BYTES>(rows, columns, in, in_stride, out, out_stride);                                             \
+        }                                                                                                                   \
+        template <int... N>                                                                                                 \
+        static Tile<T> make(std::integer_sequence<int, N...>) {                                                             \
+            return {#Name, ROWS, 2 * BYTES / int64_t{sizeof(T)}, {nullptr, &multiply_rows<2, N + 1>...},                    \
+                    {nullptr, &multiply_rows<1, N + 1>...}, &transpose_block};                                              \
+        }                                                                                                                   \
+        static Tile<T> make() { return make(std::make_integer_sequence<int, ROWS>()); }                                     \
+    };
+
+GPUCNN_TILE(generic, , 16, 6)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define GPUCNN_X86_TILES
+GPUCNN_TILE(avx2, __attribute__((target("arch=x86-64-v3"))), 32, 6)
+GPUCNN_TILE(avx512, __attribute__((target("arch=x86-64-v4"))), 64, 14)
+#endif
+
+template <class T>
+Tile<T> choose_tile() {
+#ifdef GPUCNN_X86_TILES
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4")) return avx512<T>::make();
+    if (__builtin_cpu_supports("x86-64-v3")) return avx2<T>::make();
+#endif
+    return generic<T>::make();
+}
+
+}  // namespace
+
+template <class T>
+const Tile<T>& best_tile() {
+    static const Tile<T> tile = choose_tile<T>();
+    return tile;
+}
+
+template const Tile<float>& best_tile<float>();
+template const Tile<double>& best_tile<double>();
+
+}  // namespace gpucnn

@@ -1,0 +1,43 @@
+// The register tile: the one inner loop on which every matrix product and im2col convolution of the extension runs.
+//
+//     c[i][j]  =  (c[i][j] if add) + (bias[i] if bias) + sum over k < depth of a[i][k] * b[k][j],   i < rows, j < columns
+//
+// a is a packed tile: row-major with the constant row stride A_STRIDE. b and c are row-major with any row stride, so b
+// may be a packed block or the operand itself. The whole of c's tile stays in registers: per k, `columns` elements of b are
+// loaded as one or two vectors, and each of a's rows is broadcast and multiplied with them (rows * vectors FMAs).
+//
+// Compiled for AVX-512 (14 rows x 2 vectors of 64 bytes), AVX2 + FMA (6 x 2 of 32) and any CPU (6 x 2 of 16); the best that
+// the CPU has is chosen at run time. The order of every sum is the order of k, whatever the tile's size.
+#pragma once
+
+#include <cstdint>
+
+namespace gpucnn {
+
+using std::int64_t;
+
+// Terms of a sum that one tile call adds up; longer sums are cut, which keeps a's tile (15 KB) in the first-level cache, and
+// is more accurate than one long chain.
+constexpr int64_t MAX_DEPTH = 256;
+constexpr int64_t A_STRIDE = MAX_DEPTH + 16;  // not a power of two: rows fall into different cache sets
+constexpr int MAX_TILE_ROWS = 14;
+constexpr int64_t MAX_TILE_COLUMNS = 32;
+
+template <class T>
+struct Tile {
+    using Multiply = void (*)(int64_t depth, const T* a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
+                              const T* bias, bool add);
+    const char* name;
+    int64_t rows;     // the most rows
+    int64_t columns;  // of the wide tile; the narrow one has half
+    Multiply wide[MAX_TILE_ROWS + 1];  // by number of rows, from 1
+    Multiply narrow[MAX_TILE_ROWS + 1];
+    // out[j * out_stride + i] = in[i * in_stride + j], i < rows, j < columns
+    void (*transpose)(int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out, int64_t out_stride);
+};
+
+// The best tile for this CPU; T is float or double.
+template <class T>
+const Tile<T>& best_tile();
+
+}  // namespace gpucnn
