@@ -28,4 +28,4 @@ def predict(
         for label, probability in prediction.top5:
             typer.echo(f"  {probability:7.2%}  {label}")
         if prediction.note:
-            typer.echo(f"warning: {prediction.image}: {prediction.note}", err=True)
+            typer.echo(f"warning: {prediction.image}: {prediction.note}; try --invert", err=True)

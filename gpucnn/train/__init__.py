@@ -11,6 +11,7 @@ from gpucnn.train.prediction import load_model as load_model
 from gpucnn.train.prediction import predict as predict
 from gpucnn.train.prediction import read_image as read_image
 from gpucnn.train.recipes import recipe as recipe
+from gpucnn.train.report import Bar as Bar
 from gpucnn.train.report import Console as Console
 from gpucnn.train.report import Report as Report
 from gpucnn.train.run import Measured as Measured

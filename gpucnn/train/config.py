@@ -141,4 +141,5 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
     values = config.as_dict()
-    return {**values, **{f"arguments.{name}": value for name, value in values.pop("arguments").items()}}
+    arguments = values.pop("arguments")
+    return {**values, **{f"arguments.{name}": value for name, value in arguments.items()}}

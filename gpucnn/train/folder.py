@@ -73,10 +73,10 @@ class RunFolder:
         checkpoint.save(self.checkpoint, *pack(trainer, extra))
 
     def save_best(self, trainer: Trainer, extra: dict[str, Any]) -> None:
-        """Store the weights, without what only training needs, as the best so far."""
+        """Store the weights as the best so far, without what only going on needs."""
         tensors, metadata = pack(trainer, extra)
         weights = {name: array for name, array in tensors.items() if name.startswith("model/")}
-        checkpoint.save(self.best, weights, metadata)
+        checkpoint.save(self.best, weights, {**metadata, "state": None})
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """One line of JSON an epoch."""

@@ -107,7 +107,7 @@ def _doubt(trained: TrainedModel, image: np.ndarray) -> str:
     if len(image) != 1 or abs(usual - 0.5) < CLEARLY or abs(found - (1 - usual)) >= abs(found - usual):
         return ""
     looks, trained_on = ("dark on light", "light on dark") if usual < 0.5 else ("light on dark", "dark on light")
-    return f"it looks {looks}, but the network was trained on {trained_on}; invert it"
+    return f"it looks {looks}, but the network was trained on {trained_on}"
 
 
 def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
