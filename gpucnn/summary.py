@@ -21,6 +21,7 @@ from rich.table import Table
 from gpucnn import nn
 from gpucnn.ops.shapes import pair
 from gpucnn.tensor import Function, Tensor, is_grad_enabled
+from gpucnn.train.evaluation import evaluating
 
 OPTIMIZER = "SGD with momentum"  # of the memory model: one array for each trained parameter
 
@@ -151,7 +152,7 @@ def summarize(model: nn.Module, batch_size: int = 1, *, input_shape: tuple[int, 
     dtype = next((parameter.dtype for parameter in parameters.values()), np.dtype(np.float32))
     images = Tensor(np.zeros((1, *shape), dtype))
     recorder = _Recorder(images)
-    with _evaluation(model), recorder.watching(model):
+    with evaluating(model), recorder.watching(model):
         outputs = _tensors(model(images))
     biases = sum(parameter.size for name, parameter in parameters.items() if _is_bias(name))
     return ModelSummary(
@@ -260,18 +261,6 @@ def _unused_border(module: nn.Module, x: tuple[int, ...]) -> str:
     counts = ((rows, "row"), (columns, "column"))
     parts = [f"{count} {noun}{'s' if count > 1 else ''}" for count, noun in counts if count]
     return f"border: {' and '.join(parts)} unused" if parts else ""
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, which draws no random numbers and moves no running mean; each mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -74,7 +74,7 @@ def test_vgg16_is_the_lectures_table(vgg16: ModelSummary) -> None:
     assert vgg16.total_activation_values == 15_237_608
     assert vgg16.total_weights == 138_344_128
     assert vgg16.total_parameters == 138_357_544
-    # 2·86,704,128/… by hand: Σ K·C·9·P·Q over the convolutions, plus the weights of the linear layers
+    # Σ K·C·9·P·Q over the convolutions, plus the weights of the linear layers
     assert vgg16.total_multiply_adds == 15_346_630_656 + 123_633_664
 
 
