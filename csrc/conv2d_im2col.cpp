@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "conv2d.hpp"
+#include "conv2d_shifted.hpp"
 #include "im2col.hpp"
 
 namespace gpucnn {
@@ -224,17 +225,11 @@ void backward_weight_block(const ColumnMatrix<T>& columns, const T* gy, T* parti
     best_tile<T>().transpose(rows.size(), filters.size(), sums, stride, out, depth);
 }
 
-template <class T>
-GPUCNN_CLONES void add_partials(const T* partials, int64_t chunks, int64_t size, Range range, T* out) {
-    std::copy(partials + range.begin, partials + range.end, out + range.begin);
-    for (int64_t chunk = 1; chunk < chunks; ++chunk)
-        for (int64_t i = range.begin; i < range.end; ++i) out[i] += partials[chunk * size + i];
-}
-
 }  // namespace
 
 template <class T>
 void conv2d_forward_im2col(const T* x, const T* w, const T* bias, T* y, const ConvShape& shape) {
+    if (shifted_forward_wins<T>(shape)) return conv2d_forward_shifted(x, w, bias, y, shape);
     const std::vector<Tap> taps = forward_taps(shape);
     const int64_t depth = shape.group_channels() * shape.R * shape.S, out_plane = shape.P * shape.Q;
     const PixelGrid<T> grid{y, shape.K * out_plane, out_plane, shape.P, shape.Q, shape.Q, 1};
@@ -245,6 +240,7 @@ void conv2d_forward_im2col(const T* x, const T* w, const T* bias, T* y, const Co
 
 template <class T>
 void conv2d_backward_input_im2col(const T* gy, const T* w, T* gx, const ConvShape& shape) {
+    if (shifted_backward_input_wins<T>(shape)) return conv2d_backward_input_shifted(gy, w, gx, shape);
     for (int64_t row = 0; row < std::min(shape.stride_h, shape.H); ++row)
         for (int64_t column = 0; column < std::min(shape.stride_w, shape.W); ++column)
             backward_input_phase(gy, w, gx, make_phase(row, column, shape), shape);
@@ -252,16 +248,14 @@ void conv2d_backward_input_im2col(const T* gy, const T* w, T* gx, const ConvShap
 
 template <class T>
 void conv2d_backward_weight_im2col(const T* x, const T* gy, T* gw, const ConvShape& shape) {
+    if (shifted_backward_weight_wins<T>(shape)) return conv2d_backward_weight_shifted(x, gy, gw, shape);
     const std::vector<Tap> taps = forward_taps(shape);
     const ColumnMatrix<T> columns = forward_columns(x, taps, shape);
     const WeightBlocks cut = cut_weight_blocks(shape);
     const int64_t size = shape.K * cut.blocks.rows;
     T* const partials = cut.chunks == 1 ? gw : scratch<T>(Slot::PARTIALS, cut.chunks * size);
     parallel_for(cut.tasks(), [&](int64_t task) { backward_weight_block(columns, gy, partials, cut, task, shape); });
-    if (cut.chunks == 1) return;
-    constexpr int64_t PART = 16 * 1024;
-    const int64_t parts = ceil_div(size, PART);
-    parallel_for(parts, [&](int64_t i) { add_partials(partials, cut.chunks, size, part(size, parts, i), gw); });
+    if (cut.chunks > 1) add_partials(partials, cut.chunks, size, gw);
 }
 
 #define GPUCNN_INSTANTIATE(T)                                                                         \

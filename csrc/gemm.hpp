@@ -77,6 +77,16 @@ int64_t block_stride(int64_t columns) {
     return (ceil_div(round_up(columns, MAX_TILE_COLUMNS), LINE) | 1) * LINE;
 }
 
+// out[i] = the sum over chunks, in order, of partials[chunk][i].
+template <class T>
+void add_partials(const T* partials, int64_t chunks, int64_t size, T* out) {
+    parallel_for_ranges(size, GRAIN, [&](int64_t begin, int64_t end) {
+        std::copy(partials + begin, partials + end, out + begin);
+        for (int64_t chunk = 1; chunk < chunks; ++chunk)
+            for (int64_t i = begin; i < end; ++i) out[i] += partials[chunk * size + i];
+    });
+}
+
 // Columns of b that one thread should take at a time: with the depth of one block they fill half a megabyte, which leaves
 // half of a typical second-level cache to the other operands.
 template <class T>
@@ -105,7 +115,7 @@ void store_tile(const T* tile, int64_t rows, int64_t row, int64_t column, int64_
 
 // One packed tile of a against the whole packed block of b.
 template <class T, class C>
-void multiply_row_tile(const T* a, const T* b, int64_t b_stride, int64_t depth, Range rows, Range columns, const C& c,
+void multiply_row_tile(const T* a, const T* b, const int64_t* offsets, int64_t depth, Range rows, Range columns, const C& c,
                        const T* bias, bool add) {
     const Tile<T>& tile = best_tile<T>();
     alignas(64) T edge[MAX_TILE_ROWS * MAX_TILE_COLUMNS];
@@ -117,9 +127,9 @@ void multiply_row_tile(const T* a, const T* b, int64_t b_stride, int64_t depth, 
         const Run<T> run = c.run(j, filled);
         const T* b_tile = b + (j - columns.begin);
         if (run.columns == width && run.step == 1) {
-            multiply(depth, a, b_tile, b_stride, run.start + rows.begin * c.row_stride, c.row_stride, bias, add);
+            multiply(depth, a, b_tile, offsets, run.start + rows.begin * c.row_stride, c.row_stride, bias, add);
         } else {
-            multiply(depth, a, b_tile, b_stride, edge, MAX_TILE_COLUMNS, bias, false);
+            multiply(depth, a, b_tile, offsets, edge, MAX_TILE_COLUMNS, bias, false);
             store_tile(edge, rows.size(), rows.begin, j, filled, c, add);
         }
         j += filled;
@@ -134,6 +144,8 @@ void multiply_block(Range rows, Range columns, int64_t depth, const A& a, const 
     const int64_t stride = block_stride<T>(columns.size());
     T* const block = scratch<T>(Slot::BLOCK, std::min(depth, MAX_DEPTH) * stride);
     alignas(64) T a_tile[MAX_TILE_ROWS * A_STRIDE];
+    int64_t offsets[MAX_DEPTH];
+    for (int64_t k = 0; k < MAX_DEPTH; ++k) offsets[k] = k * stride;
     const int64_t cuts = std::max<int64_t>(1, ceil_div(depth, MAX_DEPTH));
     const int64_t row_tiles = ceil_div(rows.size(), tile.rows);
     for (int64_t cut = 0; cut < cuts; ++cut) {
@@ -146,7 +158,7 @@ void multiply_block(Range rows, Range columns, int64_t depth, const A& a, const 
             tile_rows.begin += rows.begin, tile_rows.end += rows.begin;
             a.pack(tile_rows.begin, tile_rows.size(), k.begin, k.size(), a_tile);
             const T* tile_bias = bias && cut == 0 ? bias + tile_rows.begin : nullptr;
-            multiply_row_tile(a_tile, block, stride, k.size(), tile_rows, columns, c, tile_bias, add || cut > 0);
+            multiply_row_tile(a_tile, block, offsets, k.size(), tile_rows, columns, c, tile_bias, add || cut > 0);
         }
     }
 }

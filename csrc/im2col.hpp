@@ -37,6 +37,7 @@ struct ColumnMatrix {
 
     // Matrix rows [row, row + count), columns [pixel, pixel + pixels), to out with the given stride.
     void copy(int64_t row, int64_t count, int64_t first_pixel, int64_t pixels, T* out, int64_t stride) const {
+        if (count == 0) return;  // a phase of the stride that no tap meets
         const Pixel start = pixel(first_pixel);
         int64_t channel = row / tap_count, tap = row % tap_count;
         for (int64_t i = 0; i < count; ++i) {

@@ -16,23 +16,17 @@ struct Vectors {
     static constexpr int64_t LANES = BYTES / sizeof(T);
 };
 
-// Rows of b this far ahead are asked for while the present row is used: about the latency of the second-level cache.
-constexpr int64_t PREFETCH_ROWS = 8;
-
 template <class T, int BYTES, int VECTORS, int ROWS>
-[[gnu::always_inline]] inline void multiply(int64_t depth, const T* a, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-                                            const T* bias, bool add) {
+[[gnu::always_inline]] inline void multiply(int64_t depth, const T* a, const T* b, const int64_t* offsets, T* c,
+                                            int64_t c_stride, const T* bias, bool add) {
     using Vector = typename Vectors<T, BYTES>::Vector;
     using Unaligned = typename Vectors<T, BYTES>::Unaligned;
     constexpr int64_t LANES = Vectors<T, BYTES>::LANES;
     Vector sum[ROWS][VECTORS] = {};
-    for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+    for (int64_t k = 0; k < depth; ++k) {
         Vector row[VECTORS];
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) {
-            row[v] = *reinterpret_cast<const Unaligned*>(b + v * LANES);
-            __builtin_prefetch(b + PREFETCH_ROWS * b_stride + v * LANES);
-        }
+        for (int v = 0; v < VECTORS; ++v) row[v] = *reinterpret_cast<const Unaligned*>(b + offsets[k] + v * LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; ++i) {
             const T factor = a[i * A_STRIDE + k];
@@ -49,6 +43,34 @@ template <class T, int BYTES, int VECTORS, int ROWS>
             out = add ? out + sum[i][v] : sum[i][v];
         }
     }
+}
+
+template <class T, int BYTES, int ROWS>
+[[gnu::always_inline]] inline void dots(int64_t images, int64_t length, Images<T> g, Images<T> x, const int64_t* offsets,
+                                        T* out) {
+    using Vector = typename Vectors<T, BYTES>::Vector;
+    using Unaligned = typename Vectors<T, BYTES>::Unaligned;
+    constexpr int64_t LANES = Vectors<T, BYTES>::LANES;
+    Vector sum[ROWS][DOT_TAPS] = {};
+    for (int64_t image = 0; image < images; ++image, g.data += g.image_stride, x.data += x.image_stride)
+        for (int64_t j = 0; j < length; j += LANES) {
+            Vector shifted[DOT_TAPS];
+#pragma GCC unroll 4
+            for (int t = 0; t < DOT_TAPS; ++t)
+                shifted[t] = *reinterpret_cast<const Unaligned*>(x.data + offsets[t] + j);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; ++i) {
+                const Vector row = *reinterpret_cast<const Unaligned*>(g.data + i * g.row_stride + j);
+#pragma GCC unroll 4
+                for (int t = 0; t < DOT_TAPS; ++t) sum[i][t] += row * shifted[t];
+            }
+        }
+    for (int i = 0; i < ROWS; ++i)
+        for (int t = 0; t < DOT_TAPS; ++t) {
+            T total = 0;
+            for (int lane = 0; lane < LANES; ++lane) total += sum[i][t][lane];
+            out[i * DOT_TAPS + t] = total;
+        }
 }
 
 // Transposes a square of LANES x LANES in registers: step by step, pairs of rows exchange the halves of ever larger squares.
@@ -95,31 +117,44 @@ template <class T, int BYTES>
 }
 
 // One struct per instruction set: a function with a target attribute can be inlined into only by code of a lesser set.
-#define GPUCNN_TILE(Name, TARGET, BYTES, ROWS)                                                                              \
+#define GPUCNN_TILE(Name, TARGET, BYTES, ROWS, DOT_ROWS)                                                                    \
     template <class T>                                                                                                      \
     struct Name {                                                                                                           \
         template <int VECTORS, int N>                                                                                       \
-        TARGET static void multiply_rows(int64_t depth, const T* a, const T* b, int64_t b_stride, T* c, int64_t c_stride,   \
-                                         const T* bias, bool add) {                                                         \
-            multiply<T, BYTES, VECTORS, N>(depth, a, b, b_stride, c, c_stride, bias, add);                                  \
+        TARGET static void multiply_rows(int64_t depth, const T* a, const T* b, const int64_t* offsets, T* c,               \
+                                         int64_t c_stride, const T* bias, bool add) {                                       \
+            multiply<T, BYTES, VECTORS, N>(depth, a, b, offsets, c, c_stride, bias, add);                                   \
+        }                                                                                                                   \
+        template <int N>                                                                                                    \
+        TARGET static void dot_rows(int64_t images, int64_t length, Images<T> g, Images<T> x, const int64_t* offsets,       \
+                                    T* out) {                                                                               \
+            dots<T, BYTES, N>(images, length, g, x, offsets, out);                                                          \
         }                                                                                                                   \
         TARGET static void transpose_block(int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out,           \
                                            int64_t out_stride) {                                                            \
             transpose<T, BYTES>(rows, columns, in, in_stride, out, out_stride);                                             \
         }                                                                                                                   \
-        template <int... N>                                                                                                 \
-        static Tile<T> make(std::integer_sequence<int, N...>) {                                                             \
-            return {#Name, ROWS, 2 * BYTES / int64_t{sizeof(T)}, {nullptr, &multiply_rows<2, N + 1>...},                    \
-                    {nullptr, &multiply_rows<1, N + 1>...}, &transpose_block};                                              \
+        template <int... N, int... M>                                                                                       \
+        static Tile<T> make(std::integer_sequence<int, N...>, std::integer_sequence<int, M...>) {                           \
+            return {#Name,                                                                                                  \
+                    ROWS,                                                                                                   \
+                    2 * BYTES / int64_t{sizeof(T)},                                                                         \
+                    {nullptr, &multiply_rows<2, N + 1>...},                                                                 \
+                    {nullptr, &multiply_rows<1, N + 1>...},                                                                 \
+                    DOT_ROWS,                                                                                               \
+                    {nullptr, &dot_rows<M + 1>...},                                                                         \
+                    &transpose_block};                                                                                      \
         }                                                                                                                   \
-        static Tile<T> make() { return make(std::make_integer_sequence<int, ROWS>()); }                                     \
+        static Tile<T> make() {                                                                                             \
+            return make(std::make_integer_sequence<int, ROWS>(), std::make_integer_sequence<int, DOT_ROWS>());              \
+        }                                                                                                                   \
     };
 
-GPUCNN_TILE(generic, , 16, 6)
+GPUCNN_TILE(generic, , 16, 6, 2)
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define GPUCNN_X86_TILES
-GPUCNN_TILE(avx2, __attribute__((target("arch=x86-64-v3"))), 32, 6)
-GPUCNN_TILE(avx512, __attribute__((target("arch=x86-64-v4"))), 64, 14)
+GPUCNN_TILE(avx2, __attribute__((target("arch=x86-64-v3"))), 32, 6, 2)
+GPUCNN_TILE(avx512, __attribute__((target("arch=x86-64-v4"))), 64, 14, 6)
 #endif
 
 template <class T>

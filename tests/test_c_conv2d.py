@@ -89,9 +89,9 @@ def make_operands(shape, draw):
 
 
 def integers(seed=0):
-    """Small integers of either sign, seldom zero: all sums are exact in float32."""
+    """Small integers of either sign, never zero: all sums are exact in float32."""
     generator = np.random.default_rng(seed)
-    return lambda size: generator.integers(-8, 9, size)
+    return lambda size: generator.integers(1, 9, size) * generator.choice([-1, 1], size)
 
 
 def run(algorithm, x, w, bias, gy, shape):
@@ -115,7 +115,6 @@ def assert_all_equal(results, expected):
 def test_integers_are_exact(name, algorithm, dtype):
     shape = flat_shape(SHAPES[name])
     operands = make_operands(shape, integers())
-    assert all(np.count_nonzero(a) >= 0.3 * a.size for a in operands)
     results = run(algorithm, *(a.astype(dtype) for a in operands), shape)
     assert_all_equal(results, reference(*operands, shape))
 
