@@ -17,7 +17,7 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(metavar="NAME|DIR", help="The data (default: those it was trained on).")
     ] = None,
-    batch_size: Annotated[int, options.count("N", "Images at a time.")] = train.BATCH_SIZE,
+    batch_size: Annotated[int | None, options.count("N", "Images at a time.")] = None,
     device: options.Device = None,
     limit: Annotated[int | None, options.setting("limit", "N", "Use the first N test images only.")] = None,
     json: options.Json = None,

@@ -2,7 +2,6 @@
 
 from gpucnn.train.config import TrainConfig as TrainConfig
 from gpucnn.train.diagnosis import NonFiniteError as NonFiniteError
-from gpucnn.train.evaluation import BATCH_SIZE as BATCH_SIZE
 from gpucnn.train.evaluation import Evaluation as Evaluation
 from gpucnn.train.evaluation import evaluate as evaluate
 from gpucnn.train.prediction import Prediction as Prediction

@@ -15,7 +15,8 @@ from gpucnn.nn import Module
 from gpucnn.tensor import Tensor, no_grad
 from gpucnn.train.report import Report
 
-BATCH_SIZE = 256
+MAX_BATCH_SIZE = 256
+BATCH_PIXELS = 1 << 20  # of all images of a batch, so that activations of large images fit the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ def evaluate(
     dataset: Dataset,
     normalize: Normalize | None = None,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     report: Report | None = None,
     title: str = "evaluate",
     check: Callable[[], None] | None = None,
@@ -47,13 +48,14 @@ def evaluate(
     """Loss and accuracies of `model` on all images, which are resized to its input_shape where it has one.
 
     - normalize: what the model was trained with; None leaves pixels in [0, 1]
+    - batch_size: images at a time; by default as many as have some million pixels, at most 256
     - report: shows a bar with this title; check: called before each batch, may raise to break off
     Raises ValueError where channels or classes of the data are not the model's.
     """
     check_fits(model, dataset)
     shape = getattr(model, "input_shape", None)
     images = dataset if shape is None else dataset.resize(shape[1:])
-    loader = DataLoader(images, batch_size, normalize=normalize, workers=1)
+    loader = DataLoader(images, batch_size or default_batch_size(images.image_size), normalize=normalize, workers=1)
     bar = (report or Report()).bar(title, len(loader))
     loss, correct, among5 = 0.0, 0, 0
     predictions, probabilities = [], []
@@ -78,6 +80,12 @@ def evaluate(
     return Evaluation(
         loss / count, correct / count, among5 / count, count, np.concatenate(predictions), np.concatenate(probabilities)
     )
+
+
+def default_batch_size(image_size: tuple[int, int]) -> int:
+    """Images of so many pixels that are computed at a time where none of the intermediate results is kept."""
+    height, width = image_size
+    return max(1, min(MAX_BATCH_SIZE, BATCH_PIXELS // (height * width)))
 
 
 def check_fits(model: Any, dataset: Dataset) -> None:

@@ -16,7 +16,7 @@ from gpucnn import functional as F
 from gpucnn.data import Normalize
 from gpucnn.models import Network
 from gpucnn.tensor import Tensor, no_grad
-from gpucnn.train.evaluation import BATCH_SIZE, evaluating
+from gpucnn.train.evaluation import default_batch_size, evaluating
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,8 +86,9 @@ def predict(
     if invert:
         pixels = [255 - each for each in pixels]
     predictions: list[Prediction] = []
-    for start in range(0, len(pixels), BATCH_SIZE):
-        part = slice(start, start + BATCH_SIZE)
+    batch_size = default_batch_size(shape[1:])
+    for start in range(0, len(pixels), batch_size):
+        part = slice(start, start + batch_size)
         for path, image, row in zip(images[part], pixels[part], _probabilities(trained, pixels[part]), strict=True):
             likeliest = np.argsort(-row, kind="stable")[:5]
             top5 = tuple((trained.classes[label], float(row[label])) for label in likeliest)
