@@ -11,33 +11,53 @@ import numpy as np
 
 from gpucnn.random import default_generator
 
-_skipped = ContextVar("skipped", default=False)
+
+class _Allowance:
+    """How many values may still be handed out where initialisation is skipped."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit, self.left = limit, math.inf if limit is None else limit
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        self.left -= math.prod(shape)
+        if self.left < 0:
+            raise ValueError(f"weights of shape {shape} come to more than the {self.limit} values allowed here")
+        return np.zeros(shape, np.float32)
+
+
+_allowance: ContextVar[_Allowance | None] = ContextVar("allowance", default=None)
 
 
 @contextmanager
-def skipped() -> Iterator[None]:
-    """Inside this context nothing is drawn and weights are zeros: for networks that are looked at, not trained.
+def skipped(limit: int | None = None) -> Iterator[None]:
+    """Inside this context nothing is drawn and weights are zeros: for networks that are looked at or loaded.
 
     VGG-16's 138 million weights then take no time, and hardly any memory until something is written to them.
+
+    limit: how many values are handed out in all before ValueError is raised, and no memory taken for the rest; None
+    for any number. Without a limit of its own, a context inside another one keeps to that one's.
     """
-    token = _skipped.set(True)
+    outer = _allowance.get()
+    token = _allowance.set(outer if limit is None and outer is not None else _Allowance(limit))
     try:
         yield
     finally:
-        _skipped.reset(token)
+        _allowance.reset(token)
 
 
 def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
     """Uniform between −bound and bound."""
-    if _skipped.get():
-        return np.zeros(shape, np.float32)
+    allowance = _allowance.get()
+    if allowance is not None:
+        return allowance.zeros(shape)
     return (default_generator.host.random(shape, np.float32) * 2 - 1) * np.float32(bound)
 
 
 def normal(shape: tuple[int, ...], std: float) -> np.ndarray:
     """Normal with mean 0 and the given standard deviation."""
-    if _skipped.get():
-        return np.zeros(shape, np.float32)
+    allowance = _allowance.get()
+    if allowance is not None:
+        return allowance.zeros(shape)
     return default_generator.host.standard_normal(shape, np.float32) * np.float32(std)
 
 
