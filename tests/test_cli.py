@@ -309,7 +309,7 @@ def test_checkpoints_that_are_none(folder: Path, capsys: pytest.CaptureFixture[s
     cut.write_bytes((folder / "checkpoint.safetensors").read_bytes()[:-1])
     for command in (["eval", str(cut)], ["predict", str(cut), str(folder / "digit-0.png")]):
         assert refused(capsys, 1, *command).startswith(f"{cut}: ")
-    assert refused(capsys, 1, "eval", str(folder)).startswith(f"{folder} is a folder")
+    assert str(folder) in refused(capsys, 1, "eval", str(folder))
 
 
 def test_eval_refuses_other_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
