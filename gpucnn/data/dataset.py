@@ -91,7 +91,7 @@ class Dataset:
         resized = np.empty((len(self), self.channels, height, width), dtype=np.uint8)
         planes = self.images.reshape(-1, *self.image_size)
         for plane, target in zip(planes, resized.reshape(-1, height, width), strict=True):
-            target[...] = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
+            target[...] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
         return Dataset(self.name, resized, self.labels, self.classes)
 
     def statistics(self) -> tuple[list[float], list[float]]:

@@ -50,7 +50,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
             raise ValueError(f"{path}: damaged gzip file ({error}); fetch it again") from error
 
 
-def _read_array(path: Path, stream: BinaryIO, file_size: int, compressed: bool) -> np.ndarray:
+def _read_array(path: Path, stream: BinaryIO | gzip.GzipFile, file_size: int, compressed: bool) -> np.ndarray:
     """The array whose header comes next in the stream; file_size is its size on the disk in bytes."""
     shape = _read_header(path, stream)
     count = math.prod(shape)
@@ -68,7 +68,7 @@ def _read_array(path: Path, stream: BinaryIO, file_size: int, compressed: bool) 
     return np.frombuffer(_read_items(path, stream, count), dtype=np.uint8).reshape(shape)
 
 
-def _read_header(path: Path, stream: BinaryIO) -> tuple[int, ...]:
+def _read_header(path: Path, stream: BinaryIO | gzip.GzipFile) -> tuple[int, ...]:
     """The extents of the axes; leaves the stream at the first item."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
@@ -81,14 +81,14 @@ def _read_header(path: Path, stream: BinaryIO) -> tuple[int, ...]:
         raise ValueError(f"{path}: an IDX file of {axes} axes; only 1 to {_MAX_AXES} can be read")
     extents = stream.read(4 * axes)
     if len(extents) < 4 * axes:
-        raise ValueError(f"{path}: the IDX file ends within its header, which is of {axes} axes")
+        raise ValueError(f"{path}: the IDX file ends within its header, which is of {axes} axes; fetch it again")
     shape = tuple(int.from_bytes(extents[i : i + 4], "big") for i in range(0, len(extents), 4))
     if 0 in shape:
         raise ValueError(f"{path}: the IDX file is empty, its shape is {shape}")
     return shape
 
 
-def _read_items(path: Path, stream: BinaryIO, count: int) -> bytearray:
+def _read_items(path: Path, stream: BinaryIO | gzip.GzipFile, count: int) -> bytearray:
     """The count bytes that must be all that is left in the stream; memory grows only as they arrive."""
     items = bytearray()
     while chunk := stream.read(min(_CHUNK, count + 1 - len(items))):

@@ -146,9 +146,7 @@ class DataLoader:
         images = _call(self.transform, self._gather(chosen, generator, None), generator)
         return images if self.normalize is None else self.normalize(images)
 
-    def _gather(
-        self, chosen: np.ndarray, generator: np.random.Generator, normalize: Normalize | None
-    ) -> np.ndarray:
+    def _gather(self, chosen: np.ndarray, generator: np.random.Generator, normalize: Normalize | None) -> np.ndarray:
         """The chosen images moved and mirrored as drawn, scaled to [0, 1] and normalised, in one pass."""
         data = self.dataset
         plan = self.augment.draw(len(chosen), data.image_size, generator)
