@@ -31,7 +31,7 @@ class LeNet5(Network):
             width=width,
             variant="modern",
         )
-        require_size("lenet5", image_size, 12)
+        require_size("lenet5", image_size, 16)
         c1, c3, c5, f6 = (scaled(channels, width) for channels in (6, 16, 120, 84))
         self.features = Sequential(
             Conv2d(in_channels, c1, 5, padding=_padding(image_size)),
@@ -65,7 +65,7 @@ class LeNet5Paper(Network):
             width=1.0,
             variant="paper",
         )
-        require_size("lenet5", image_size, 12)
+        require_size("lenet5", image_size, 16)
         side = _side_after_c3(image_size)
         self.c1 = Conv2d(in_channels, 6, 5, padding=_padding(image_size))
         self.s2 = Subsample(6)
