@@ -295,6 +295,15 @@ def test_overwrite_takes_the_old_run_only_when_the_new_one_can_start(finished: P
     assert sorted(path.name for path in finished.iterdir()) == ["checkpoint.safetensors", "metrics.jsonl"]
 
 
+def test_what_a_replaced_run_left_is_removed_on_resume(finished: Path, digits: Splits) -> None:
+    best = (finished / "best.safetensors").read_bytes()
+    with pytest.raises(Crash):
+        train.fit("lenet5", digits, finished, overwrite=True, epochs=1, limit=64, report=StopAfter(1, None))
+    (finished / "best.safetensors").write_bytes(best)  # as if killed before it went
+    train.fit("lenet5", digits, finished, resume=True)
+    assert not (finished / "best.safetensors").exists()
+
+
 def test_a_folder_serves_one_process_at_a_time(finished: Path, digits: Splits) -> None:
     with RunFolder(finished).locked(), pytest.raises(ValueError, match="another process is training in this folder"):
         train.fit("lenet5", digits, finished, overwrite=True, limit=64)

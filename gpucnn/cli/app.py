@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return app(args=arguments, prog_name="gpucnn", standalone_mode=False) or 0
     except typer.TyperException as error:
-        return _complain(error.format_message(), MISUSED)
+        context = getattr(error, "ctx", None)
+        command = "gpucnn" if context is None else context.command_path
+        return _complain(f"{error.format_message().rstrip('.')}; see {command} --help", MISUSED)
     except BrokenPipeError:  # the reader of our output, such as head, has left
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
