@@ -7,8 +7,6 @@
 //
 // Both are separable: forward adds the rows of a window into one row, then that row's columns; backward the other way
 // round. Outputs are overwritten.
-#include <pybind11/stl.h>
-
 #include "pool2d.hpp"
 
 namespace gpucnn {
@@ -52,80 +50,62 @@ GPUCNN_CLONES void average_backward_plane(const T* __restrict gy, T* __restrict 
 }
 
 template <class T>
-void average_forward(const Array<T>& x, Array<T>& y, const AveragePool& pool) {
-    const T* from = x.data();
-    T* to = y.mutable_data();
+void average_forward(const T* x, T* y, const AveragePool& pool) {
     const auto [count, H, W, P, Q] = pool.planes;
-    py::gil_scoped_release released;
     std::vector<T> sums(count * W);
-    parallel_for_ranges(count, pool.planes.grain(), [&, H = H, W = W, P = P, Q = Q](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) average_plane(from + i * H * W, to + i * P * Q, sums.data() + i * W, pool);
+    parallel_for_ranges(count, plane_grain(pool.planes), [&, H = H, W = W, P = P, Q = Q](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) average_plane(x + i * H * W, y + i * P * Q, sums.data() + i * W, pool);
     });
 }
 
 template <class T>
-void average_backward(const Array<T>& gy, Array<T>& gx, const AveragePool& pool) {
-    const T* from = gy.data();
-    T* to = gx.mutable_data();
+void average_backward(const T* gy, T* gx, const AveragePool& pool) {
     const auto [count, H, W, P, Q] = pool.planes;
-    py::gil_scoped_release released;
     std::vector<T> sums(count * W);
-    parallel_for_ranges(count, pool.planes.grain(), [&, H = H, W = W, P = P, Q = Q](int64_t begin, int64_t end) {
+    parallel_for_ranges(count, plane_grain(pool.planes), [&, H = H, W = W, P = P, Q = Q](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-            average_backward_plane(from + i * P * Q, to + i * H * W, sums.data() + i * W, pool);
+            average_backward_plane(gy + i * P * Q, gx + i * H * W, sums.data() + i * W, pool);
     });
 }
 
-AveragePool plan_window(const py::array& x, const py::array& y, const Window& window, bool count_include_pad,
-                        const char* operation) {
-    const Planes planes = planes_of(x, y, operation);
+AveragePool plan_window(const Planes& planes, const Window& window, bool count_include_pad, const char* operation) {
     expect(window[6] == 1 && window[7] == 1, operation, "dilation must be 1");
     return {planes, window_spans(window, 0, planes.H, planes.P, count_include_pad, operation),
             window_spans(window, 1, planes.W, planes.Q, count_include_pad, operation)};
 }
 
-AveragePool plan_adaptive(const py::array& x, const py::array& y, const char* operation) {
-    const Planes planes = planes_of(x, y, operation);
+AveragePool plan_adaptive(const Planes& planes, const char* operation) {
     return {planes, adaptive_spans(planes.H, planes.P, operation), adaptive_spans(planes.W, planes.Q, operation)};
-}
-
-template <class T>
-void avg_pool2d_forward(const Array<T>& x, Array<T> y, const Window& window, bool count_include_pad) {
-    average_forward(x, y, plan_window(x, y, window, count_include_pad, "avg_pool2d_forward"));
-}
-
-template <class T>
-void avg_pool2d_backward(const Array<T>& gy, Array<T> gx, const Window& window, bool count_include_pad) {
-    average_backward(gy, gx, plan_window(gx, gy, window, count_include_pad, "avg_pool2d_backward"));
-}
-
-template <class T>
-void adaptive_avg_pool2d_forward(const Array<T>& x, Array<T> y) {
-    average_forward(x, y, plan_adaptive(x, y, "adaptive_avg_pool2d_forward"));
-}
-
-template <class T>
-void adaptive_avg_pool2d_backward(const Array<T>& gy, Array<T> gx) {
-    average_backward(gy, gx, plan_adaptive(gx, gy, "adaptive_avg_pool2d_backward"));
-}
-
-template <class T>
-void define(py::module_& m) {
-    m.def("avg_pool2d_forward", &avg_pool2d_forward<T>, py::arg("x").noconvert(), py::arg("y").noconvert(),
-          py::arg("window"), py::arg("count_include_pad"));
-    m.def("avg_pool2d_backward", &avg_pool2d_backward<T>, py::arg("gy").noconvert(), py::arg("gx").noconvert(),
-          py::arg("window"), py::arg("count_include_pad"));
-    m.def("adaptive_avg_pool2d_forward", &adaptive_avg_pool2d_forward<T>, py::arg("x").noconvert(),
-          py::arg("y").noconvert());
-    m.def("adaptive_avg_pool2d_backward", &adaptive_avg_pool2d_backward<T>, py::arg("gy").noconvert(),
-          py::arg("gx").noconvert());
 }
 
 }  // namespace
 
-void register_avg_pool2d(py::module_& m) {
-    define<float>(m);
-    define<double>(m);
+template <class T>
+void avg_pool2d_forward(const T* x, T* y, const Planes& planes, const Window& window, bool count_include_pad) {
+    average_forward(x, y, plan_window(planes, window, count_include_pad, "avg_pool2d_forward"));
 }
+
+template <class T>
+void avg_pool2d_backward(const T* gy, T* gx, const Planes& planes, const Window& window, bool count_include_pad) {
+    average_backward(gy, gx, plan_window(planes, window, count_include_pad, "avg_pool2d_backward"));
+}
+
+template <class T>
+void adaptive_avg_pool2d_forward(const T* x, T* y, const Planes& planes) {
+    average_forward(x, y, plan_adaptive(planes, "adaptive_avg_pool2d_forward"));
+}
+
+template <class T>
+void adaptive_avg_pool2d_backward(const T* gy, T* gx, const Planes& planes) {
+    average_backward(gy, gx, plan_adaptive(planes, "adaptive_avg_pool2d_backward"));
+}
+
+#define GPUCNN_INSTANTIATE(T) \
+    template void avg_pool2d_forward<T>(const T*, T*, const Planes&, const Window&, bool); \
+    template void avg_pool2d_backward<T>(const T*, T*, const Planes&, const Window&, bool); \
+    template void adaptive_avg_pool2d_forward<T>(const T*, T*, const Planes&); \
+    template void adaptive_avg_pool2d_backward<T>(const T*, T*, const Planes&);
+GPUCNN_INSTANTIATE(float)
+GPUCNN_INSTANTIATE(double)
 
 }  // namespace gpucnn

@@ -8,47 +8,15 @@
 //   batch_norm_backward_inference   mean and variance are constants: the same gbias and gweight, gx = weight inverse_std gy
 //
 // (Ioffe & Szegedy 2015, section 3.) weight, bias, gweight and gbias may be None. Outputs are overwritten.
-#include <optional>
 
-#include <pybind11/stl.h>
-
-#include "array.hpp"
+#include "operations.hpp"
 #include "parallel.hpp"
 
 namespace gpucnn {
 namespace {
 
-template <class T>
-using Optional = std::optional<Array<T>>;
-
-struct Extents {
-    int64_t N, C, L;
-    int64_t channel_grain() const { return 1 + GRAIN / (1 + N * L); }
-    int64_t plane_grain() const { return 1 + GRAIN / (1 + L); }
-};
-
-Extents extents_of(const py::array& x, const char* operation) {
-    expect(x.ndim() == 3, operation, "x must be (N, C, L)");
-    return {x.shape(0), x.shape(1), x.shape(2)};
-}
-
-void expect_channels(const py::array& array, const Extents& e, const char* operation, const char* name) {
-    expect_shape(array, {e.C}, operation, name);
-}
-
-template <class T>
-const T* data_or_null(const Optional<T>& array, const Extents& e, const char* operation, const char* name) {
-    if (!array) return nullptr;
-    expect_channels(*array, e, operation, name);
-    return array->data();
-}
-
-template <class T>
-T* mutable_data_or_null(Optional<T>& array, const Extents& e, const char* operation, const char* name) {
-    if (!array) return nullptr;
-    expect_channels(*array, e, operation, name);
-    return array->mutable_data();
-}
+int64_t channel_grain(const Extents& e) { return 1 + GRAIN / (1 + e.N * e.L); }
+int64_t plane_grain(const Extents& e) { return 1 + GRAIN / (1 + e.L); }
 
 // Sum of term(i) over the elements i of one channel, whose first row starts at `first`. Sixteen partial sums let the
 // compiler use vectors, and shorten the chain of roundings.
@@ -81,56 +49,12 @@ GPUCNN_CLONES void channel_statistics(const T* x, const Extents& e, int64_t c, T
 }
 
 template <class T>
-void batch_norm_statistics(const Array<T>& x, Array<T> mean, Array<T> variance) {
-    const char* name = "batch_norm_statistics";
-    const Extents e = extents_of(x, name);
-    expect_channels(mean, e, name, "mean");
-    expect_channels(variance, e, name, "variance");
-    expect(e.N * e.L > 0, name, "x has no elements");
-    const T* from = x.data();
-    T *means = mean.mutable_data(), *variances = variance.mutable_data();
-    py::gil_scoped_release released;
-    parallel_for_ranges(e.C, e.channel_grain(), [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; ++c) channel_statistics(from, e, c, means, variances);
-    });
-}
-
-template <class T>
 GPUCNN_CLONES void affine_plane(const T* __restrict x, T* __restrict y, int64_t L, T center, T factor, T offset) {
     for (int64_t i = 0; i < L; ++i) y[i] = (x[i] - center) * factor + offset;
 }
 
 template <class T>
-void batch_norm_apply(const Array<T>& x, const Array<T>& mean, const Array<T>& inverse_std, const Optional<T>& weight,
-                      const Optional<T>& bias, Array<T> y) {
-    const char* name = "batch_norm_apply";
-    const Extents e = extents_of(x, name);
-    expect_same_shape(x, y, name, "y");
-    expect_channels(mean, e, name, "mean");
-    expect_channels(inverse_std, e, name, "inverse_std");
-    const T *weights = data_or_null(weight, e, name, "weight"), *biases = data_or_null(bias, e, name, "bias");
-    const T *from = x.data(), *means = mean.data(), *inverses = inverse_std.data();
-    T* to = y.mutable_data();
-    py::gil_scoped_release released;
-    parallel_for_ranges(e.N * e.C, e.plane_grain(), [&](int64_t begin, int64_t end) {
-        for (int64_t plane = begin; plane < end; ++plane) {
-            const int64_t c = plane % e.C;
-            affine_plane(from + plane * e.L, to + plane * e.L, e.L, means[c],
-                         weights ? weights[c] * inverses[c] : inverses[c], biases ? biases[c] : T(0));
-        }
-    });
-}
-
-// Pointers of one backward call; weight, gweight and gbias may be null.
-template <class T>
-struct Backward {
-    const T *x, *gy, *mean, *inverse_std, *weight;
-    T *gx, *gweight, *gbias;
-    bool training;
-};
-
-template <class T>
-GPUCNN_CLONES void backward_channel(const Backward<T>& b, const Extents& e, int64_t c) {
+GPUCNN_CLONES void backward_channel(const BatchNormBackward<T>& b, const Extents& e, int64_t c) {
     const T *x = b.x, *gy = b.gy;
     const T mean = b.mean[c], inverse_std = b.inverse_std[c];
     const double sum = sum_over_channel(e, c * e.L, [=](int64_t i) { return double(gy[i]); });
@@ -152,41 +76,39 @@ GPUCNN_CLONES void backward_channel(const Backward<T>& b, const Extents& e, int6
     }
 }
 
-template <class T, bool TRAINING>
-void batch_norm_backward(const Array<T>& x, const Array<T>& gy, const Array<T>& mean, const Array<T>& inverse_std,
-                         const Optional<T>& weight, Array<T> gx, Optional<T> gweight, Optional<T> gbias) {
-    const char* name = TRAINING ? "batch_norm_backward_training" : "batch_norm_backward_inference";
-    const Extents e = extents_of(x, name);
-    expect_same_shape(x, gy, name, "gy");
-    expect_same_shape(x, gx, name, "gx");
-    expect_channels(mean, e, name, "mean");
-    expect_channels(inverse_std, e, name, "inverse_std");
-    const Backward<T> pointers{x.data(), gy.data(), mean.data(), inverse_std.data(), data_or_null(weight, e, name, "weight"),
-                               gx.mutable_data(), mutable_data_or_null(gweight, e, name, "gweight"),
-                               mutable_data_or_null(gbias, e, name, "gbias"), TRAINING};
-    py::gil_scoped_release released;
-    parallel_for_ranges(e.C, e.channel_grain(), [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; ++c) backward_channel(pointers, e, c);
+}  // namespace
+
+template <class T>
+void batch_norm_statistics(const T* x, const Extents& e, T* mean, T* variance) {
+    parallel_for_ranges(e.C, channel_grain(e), [&](int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; ++c) channel_statistics(x, e, c, mean, variance);
     });
 }
 
 template <class T>
-void define(py::module_& m) {
-    const auto array = [](const char* name) { return py::arg(name).noconvert(); };
-    m.def("batch_norm_statistics", &batch_norm_statistics<T>, array("x"), array("mean"), array("variance"));
-    m.def("batch_norm_apply", &batch_norm_apply<T>, array("x"), array("mean"), array("inverse_std"), array("weight"),
-          array("bias"), array("y"));
-    m.def("batch_norm_backward_training", &batch_norm_backward<T, true>, array("x"), array("gy"), array("mean"),
-          array("inverse_std"), array("weight"), array("gx"), array("gweight"), array("gbias"));
-    m.def("batch_norm_backward_inference", &batch_norm_backward<T, false>, array("x"), array("gy"), array("mean"),
-          array("inverse_std"), array("weight"), array("gx"), array("gweight"), array("gbias"));
+void batch_norm_apply(const T* x, const Extents& e, const T* mean, const T* inverse_std, const T* weight, const T* bias,
+                      T* y) {
+    parallel_for_ranges(e.N * e.C, plane_grain(e), [&](int64_t begin, int64_t end) {
+        for (int64_t plane = begin; plane < end; ++plane) {
+            const int64_t c = plane % e.C;
+            const T factor = weight ? weight[c] * inverse_std[c] : inverse_std[c];
+            affine_plane(x + plane * e.L, y + plane * e.L, e.L, mean[c], factor, bias ? bias[c] : T(0));
+        }
+    });
 }
 
-}  // namespace
-
-void register_batch_norm(py::module_& m) {
-    define<float>(m);
-    define<double>(m);
+template <class T>
+void batch_norm_backward(const BatchNormBackward<T>& pointers, const Extents& e) {
+    parallel_for_ranges(e.C, channel_grain(e), [&](int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; ++c) backward_channel(pointers, e, c);
+    });
 }
+
+#define GPUCNN_INSTANTIATE(T) \
+    template void batch_norm_statistics<T>(const T*, const Extents&, T*, T*); \
+    template void batch_norm_apply<T>(const T*, const Extents&, const T*, const T*, const T*, const T*, T*); \
+    template void batch_norm_backward<T>(const BatchNormBackward<T>&, const Extents&);
+GPUCNN_INSTANTIATE(float)
+GPUCNN_INSTANTIATE(double)
 
 }  // namespace gpucnn

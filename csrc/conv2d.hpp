@@ -41,6 +41,9 @@ void conv2d_backward_input_direct(const T* gy, const T* w, T* gx, const ConvShap
 template <class T>
 void conv2d_backward_weight_direct(const T* x, const T* gy, T* gw, const ConvShape& shape);
 
+// Memory that the three im2col passes take at most beyond their arrays, for elements of item_size bytes.
+int64_t conv2d_im2col_workspace_bytes(const ConvShape& shape, int64_t item_size);
+
 // gb[k] = sum over n, p, q of gy[n][k][p][q]
 template <class T>
 void conv2d_backward_bias(const T* gy, T* gb, int64_t images, int64_t filters, int64_t pixels);

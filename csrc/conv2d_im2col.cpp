@@ -194,8 +194,10 @@ struct WeightBlocks {
     int64_t tasks() const { return groups * chunks * blocks.count(); }
 };
 
+constexpr int64_t MOST_SUMS = 128 * 1024;  // elements of gw that one thread adds up at a time
+
 WeightBlocks cut_weight_blocks(const ConvShape& shape) {
-    constexpr int64_t TASKS = 16, FEWEST_PIXELS = 4 * MAX_DEPTH, MOST_COLUMNS = 512, MOST_SUMS = 128 * 1024;
+    constexpr int64_t TASKS = 16, FEWEST_PIXELS = 4 * MAX_DEPTH, MOST_COLUMNS = 512;
     const int64_t rows = shape.group_channels() * shape.R * shape.S, columns = shape.group_filters();
     const int64_t column_parts = ceil_div(columns, MOST_COLUMNS);
     const int64_t row_parts = ceil_div(rows, MOST_SUMS / std::min(columns, MOST_COLUMNS));
@@ -256,6 +258,12 @@ void conv2d_backward_weight_im2col(const T* x, const T* gy, T* gw, const ConvSha
     T* const partials = cut.chunks == 1 ? gw : scratch<T>(Slot::PARTIALS, cut.chunks * size);
     parallel_for(cut.tasks(), [&](int64_t task) { backward_weight_block(columns, gy, partials, cut, task, shape); });
     if (cut.chunks > 1) add_partials(partials, cut.chunks, size, gw);
+}
+
+int64_t conv2d_im2col_workspace_bytes(const ConvShape& shape, int64_t item_size) {
+    const int64_t weights = shape.K * shape.group_channels() * shape.R * shape.S;
+    const int64_t partials = cut_weight_blocks(shape).chunks * weights;
+    return num_threads() * (BLOCK_BYTES + MOST_SUMS * item_size) + (weights + partials) * item_size;
 }
 
 #define GPUCNN_INSTANTIATE(T)                                                                         \

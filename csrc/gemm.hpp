@@ -89,9 +89,11 @@ void add_partials(const T* partials, int64_t chunks, int64_t size, T* out) {
 
 // Columns of b that one thread should take at a time: with the depth of one block they fill half a megabyte, which leaves
 // half of a typical second-level cache to the other operands.
+constexpr int64_t BLOCK_BYTES = 512 * 1024;
+
 template <class T>
 int64_t block_columns(int64_t depth) {
-    constexpr int64_t BLOCK_BYTES = 512 * 1024, MOST = 2048;
+    constexpr int64_t MOST = 2048;
     const int64_t block_depth = std::max<int64_t>(1, std::min(depth, MAX_DEPTH));
     return std::min(MOST, BLOCK_BYTES / (block_depth * int64_t{sizeof(T)}) / MAX_TILE_COLUMNS * MAX_TILE_COLUMNS);
 }

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <vector>
 
-#include "array.hpp"
+#include "operations.hpp"
 #include "parallel.hpp"
 
 namespace gpucnn {
@@ -95,65 +95,33 @@ void for_each_block(const Norm<T>& norm, int64_t images, const Body& body) {
     });
 }
 
-template <class T>
-Norm<T> plan(const py::array& x, int64_t before, int64_t after, int64_t size, double alpha, double beta, double k,
-             const char* operation) {
-    expect(x.ndim() == 3, operation, "x must be (N, C, L)");
-    expect(size > 0, operation, "size must be positive");
-    return {x.shape(1), x.shape(2), before, after, T(alpha / double(size)), T(beta), T(k)};
-}
-
-template <class T>
-void local_response_norm_forward(const Array<T>& x, Array<T> y, Array<T> scale, int64_t size, double alpha, double beta,
-                                 double k) {
-    const char* name = "local_response_norm_forward";
-    const auto norm = plan<T>(x, size / 2, (size - 1) / 2, size, alpha, beta, k, name);
-    expect_same_shape(x, y, name, "y");
-    expect_same_shape(x, scale, name, "scale");
-    const int64_t images = x.shape(0);
-    const T* from = x.data();
-    T *to = y.mutable_data(), *scales = scale.mutable_data();
-    py::gil_scoped_release released;
-    for_each_block(norm, images, [&](int64_t first, int64_t count, int64_t) {
-        forward_block(from + first, to + first, scales + first, norm, count);
-    });
-}
-
-template <class T>
-void local_response_norm_backward(const Array<T>& x, const Array<T>& scale, const Array<T>& gy, Array<T> gx, int64_t size,
-                                  double alpha, double beta) {
-    const char* name = "local_response_norm_backward";
-    // c lies in the window of j if j lies in the mirrored window of c.
-    const auto norm = plan<T>(x, (size - 1) / 2, size / 2, size, alpha, beta, 0, name);
-    expect_same_shape(x, scale, name, "scale");
-    expect_same_shape(x, gy, name, "gy");
-    expect_same_shape(x, gx, name, "gx");
-    const int64_t images = x.shape(0), slot_size = norm.channels * BLOCK;
-    const T *input = x.data(), *scales = scale.data(), *gradient = gy.data();
-    T* to = gx.mutable_data();
-    py::gil_scoped_release released;
-    std::vector<T> terms(SLOTS * slot_size);
-    for_each_block(norm, images, [&](int64_t first, int64_t count, int64_t slot) {
-        backward_block(input + first, scales + first, gradient + first, to + first, terms.data() + slot * slot_size, norm,
-                       count);
-    });
-}
-
-template <class T>
-void define(py::module_& m) {
-    m.def("local_response_norm_forward", &local_response_norm_forward<T>, py::arg("x").noconvert(),
-          py::arg("y").noconvert(), py::arg("scale").noconvert(), py::arg("size"), py::arg("alpha"), py::arg("beta"),
-          py::arg("k"));
-    m.def("local_response_norm_backward", &local_response_norm_backward<T>, py::arg("x").noconvert(),
-          py::arg("scale").noconvert(), py::arg("gy").noconvert(), py::arg("gx").noconvert(), py::arg("size"),
-          py::arg("alpha"), py::arg("beta"));
-}
-
 }  // namespace
 
-void register_local_response_norm(py::module_& m) {
-    define<float>(m);
-    define<double>(m);
+template <class T>
+void local_response_norm_forward(const T* x, T* y, T* scale, const Extents& extents, int64_t size, double alpha, double beta,
+                                 double k) {
+    const Norm<T> norm{extents.C, extents.L, size / 2, (size - 1) / 2, T(alpha / double(size)), T(beta), T(k)};
+    for_each_block(norm, extents.N, [&](int64_t first, int64_t count, int64_t) {
+        forward_block(x + first, y + first, scale + first, norm, count);
+    });
 }
+
+template <class T>
+void local_response_norm_backward(const T* x, const T* scale, const T* gy, T* gx, const Extents& extents, int64_t size,
+                                  double alpha, double beta) {
+    // c lies in the window of j if j lies in the mirrored window of c.
+    const Norm<T> norm{extents.C, extents.L, (size - 1) / 2, size / 2, T(alpha / double(size)), T(beta), T(0)};
+    const int64_t slot_size = norm.channels * BLOCK;
+    std::vector<T> terms(SLOTS * slot_size);
+    for_each_block(norm, extents.N, [&](int64_t first, int64_t count, int64_t slot) {
+        backward_block(x + first, scale + first, gy + first, gx + first, terms.data() + slot * slot_size, norm, count);
+    });
+}
+
+#define GPUCNN_INSTANTIATE(T) \
+    template void local_response_norm_forward<T>(const T*, T*, T*, const Extents&, int64_t, double, double, double); \
+    template void local_response_norm_backward<T>(const T*, const T*, const T*, T*, const Extents&, int64_t, double, double);
+GPUCNN_INSTANTIATE(float)
+GPUCNN_INSTANTIATE(double)
 
 }  // namespace gpucnn

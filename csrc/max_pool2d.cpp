@@ -9,8 +9,6 @@
 #include <limits>
 #include <type_traits>
 
-#include <pybind11/stl.h>
-
 #include "pool2d.hpp"
 
 namespace gpucnn {
@@ -101,22 +99,6 @@ auto max_pool_function(const Window& window, int64_t W) {
     return &max_pool_planes<T, 0, 0>;
 }
 
-template <class T>
-void max_pool2d_forward(const Array<T>& x, Array<T> y, Array<int64_t> indices, const Window& window) {
-    const char* name = "max_pool2d_forward";
-    const Planes planes = planes_of(x, y, name);
-    expect_same_shape(y, indices, name, "indices");
-    const MaxPool pool = plan_max_pool(planes, window, name);
-    const auto function = max_pool_function<T>(window, planes.W);
-    const T* from = x.data();
-    T* to = y.mutable_data();
-    int64_t* winners = indices.mutable_data();
-    py::gil_scoped_release released;
-    parallel_for_ranges(planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
-        function(from, to, winners, pool, begin, end);
-    });
-}
-
 // False, with gx zero, if an index lies outside the plane.
 template <class T>
 GPUCNN_CLONES bool max_pool_backward_plane(const T* gy, const int64_t* indices, int64_t outputs, T* gx, int64_t inputs) {
@@ -127,40 +109,32 @@ GPUCNN_CLONES bool max_pool_backward_plane(const T* gy, const int64_t* indices, 
     return inside;
 }
 
-template <class T>
-void max_pool2d_backward(const Array<T>& gy, const Array<int64_t>& indices, Array<T> gx) {
-    const char* name = "max_pool2d_backward";
-    const Planes planes = planes_of(gx, gy, name);
-    expect_same_shape(gy, indices, name, "indices");
-    const int64_t outputs = planes.P * planes.Q, inputs = planes.H * planes.W;
-    const T* gradient = gy.data();
-    const int64_t* winners = indices.data();
-    T* to = gx.mutable_data();
-    std::atomic<bool> inside{true};
-    {
-        py::gil_scoped_release released;
-        parallel_for_ranges(planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i)
-                if (!max_pool_backward_plane(gradient + i * outputs, winners + i * outputs, outputs, to + i * inputs, inputs))
-                    inside = false;
-        });
-    }
-    expect(inside, name, "an index lies outside its H x W plane");
-}
-
-template <class T>
-void define(py::module_& m) {
-    m.def("max_pool2d_forward", &max_pool2d_forward<T>, py::arg("x").noconvert(), py::arg("y").noconvert(),
-          py::arg("indices").noconvert(), py::arg("window"));
-    m.def("max_pool2d_backward", &max_pool2d_backward<T>, py::arg("gy").noconvert(), py::arg("indices").noconvert(),
-          py::arg("gx").noconvert());
-}
-
 }  // namespace
 
-void register_max_pool2d(py::module_& m) {
-    define<float>(m);
-    define<double>(m);
+template <class T>
+void max_pool2d_forward(const T* x, T* y, int64_t* indices, const Planes& planes, const Window& window) {
+    const MaxPool pool = plan_max_pool(planes, window, "max_pool2d_forward");
+    const auto function = max_pool_function<T>(window, planes.W);
+    parallel_for_ranges(planes.count, plane_grain(planes),
+                        [&](int64_t begin, int64_t end) { function(x, y, indices, pool, begin, end); });
 }
+
+template <class T>
+void max_pool2d_backward(const T* gy, const int64_t* indices, T* gx, const Planes& planes) {
+    const int64_t outputs = planes.P * planes.Q, inputs = planes.H * planes.W;
+    std::atomic<bool> inside{true};
+    parallel_for_ranges(planes.count, plane_grain(planes), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            if (!max_pool_backward_plane(gy + i * outputs, indices + i * outputs, outputs, gx + i * inputs, inputs))
+                inside = false;
+    });
+    expect(inside, "max_pool2d_backward", "an index lies outside its H x W plane");
+}
+
+#define GPUCNN_INSTANTIATE(T) \
+    template void max_pool2d_forward<T>(const T*, T*, int64_t*, const Planes&, const Window&); \
+    template void max_pool2d_backward<T>(const T*, const int64_t*, T*, const Planes&);
+GPUCNN_INSTANTIATE(float)
+GPUCNN_INSTANTIATE(double)
 
 }  // namespace gpucnn

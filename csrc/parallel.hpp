@@ -10,6 +10,8 @@
 
 namespace gpucnn {
 
+constexpr int MAX_THREADS = 1024;
+
 int num_threads();
 void set_num_threads(int count);
 

@@ -2,15 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
-#include "array.hpp"
+#include "expect.hpp"
+#include "operations.hpp"
 #include "parallel.hpp"
 
 namespace gpucnn {
-
-using Window = std::array<int64_t, 8>;  // kernel, stride, padding, dilation, each (h, w)
 
 // What one window covers along one axis: begin, begin + dilation, ... < end, all inside the plane.
 struct Span {
@@ -18,16 +16,8 @@ struct Span {
 };
 using Spans = std::vector<Span>;
 
-struct Planes {
-    int64_t count, H, W, P, Q;
-    int64_t grain() const { return 1 + GRAIN / (1 + H * W); }
-};
-
-inline Planes planes_of(const py::array& x, const py::array& y, const char* operation) {
-    expect(x.ndim() == 4 && y.ndim() == 4 && x.shape(0) == y.shape(0) && x.shape(1) == y.shape(1), operation,
-           "input and output must be (N, C, H, W) and (N, C, P, Q)");
-    return {x.shape(0) * x.shape(1), x.shape(2), x.shape(3), y.shape(2), y.shape(3)};
-}
+// Planes that one worker takes at a time.
+inline int64_t plane_grain(const Planes& planes) { return 1 + GRAIN / (1 + planes.H * planes.W); }
 
 // axis: 0 for rows, 1 for columns
 inline Spans window_spans(const Window& window, int axis, int64_t extent, int64_t outputs, bool count_padding,

@@ -9,9 +9,7 @@
 #include <algorithm>
 #include <array>
 
-#include <pybind11/stl.h>
-
-#include "array.hpp"
+#include "operations.hpp"
 #include "parallel.hpp"
 
 namespace gpucnn {
@@ -79,24 +77,11 @@ GPUCNN_CLONES void dropout_range(const T* __restrict x, T* __restrict y, uint64_
 
 static_assert(GRAIN % WORDS == 0, "a range starts at the first word of a block");
 
-void philox_uint32(Array<uint32_t> out, uint64_t seed, uint64_t offset) {
-    uint32_t* to = out.mutable_data();
-    const int64_t count = out.size();
-    py::gil_scoped_release released;
-    parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
-        philox_range(to + begin, seed, offset + begin / 4, end - begin);
-    });
-}
+}  // namespace
 
-template <class T>
-void dropout(const Array<T>& x, Array<T> y, uint64_t seed, uint64_t offset, uint32_t threshold, double scale) {
-    expect_same_shape(x, y, "dropout", "y");
-    const T* from = x.data();
-    T* to = y.mutable_data();
-    const int64_t count = x.size();
-    py::gil_scoped_release released;
+void philox_uint32(uint32_t* out, int64_t count, uint64_t seed, uint64_t offset) {
     parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
-        dropout_range(from + begin, to + begin, seed, offset + begin / 4, threshold, T(scale), end - begin);
+        philox_range(out + begin, seed, offset + begin / 4, end - begin);
     });
 }
 
@@ -107,18 +92,15 @@ std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<u
 }
 
 template <class T>
-void define(py::module_& m) {
-    m.def("dropout", &dropout<T>, py::arg("x").noconvert(), py::arg("y").noconvert(), py::arg("seed"),
-          py::arg("offset"), py::arg("threshold"), py::arg("scale"));
+void dropout(const T* x, T* y, int64_t count, uint64_t seed, uint64_t offset, uint32_t threshold, double scale) {
+    parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
+        dropout_range(x + begin, y + begin, seed, offset + begin / 4, threshold, T(scale), end - begin);
+    });
 }
 
-}  // namespace
-
-void register_random(py::module_& m) {
-    m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
-    m.def("philox_uint32", &philox_uint32, py::arg("out").noconvert(), py::arg("seed"), py::arg("offset"));
-    define<float>(m);
-    define<double>(m);
-}
+#define GPUCNN_INSTANTIATE(T) \
+    template void dropout<T>(const T*, T*, int64_t, uint64_t, uint64_t, uint32_t, double);
+GPUCNN_INSTANTIATE(float)
+GPUCNN_INSTANTIATE(double)
 
 }  // namespace gpucnn

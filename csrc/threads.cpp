@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cstdlib>
 
-#include "array.hpp"
 #include "parallel.hpp"
 
 namespace gpucnn {
@@ -14,7 +13,7 @@ namespace {
 int initial_threads() {
     if (const char* text = std::getenv("GPUCNN_NUM_THREADS")) {
         const int count = std::atoi(text);
-        if (count >= 1) return std::min(count, 1024);
+        if (count >= 1) return std::min(count, MAX_THREADS);
     }
 #ifdef _OPENMP
     cpu_set_t allowed;  // containers and taskset give fewer CPUs than the machine has
@@ -29,19 +28,5 @@ std::atomic<int> thread_count{initial_threads()};
 
 int num_threads() { return thread_count.load(std::memory_order_relaxed); }
 void set_num_threads(int count) { thread_count.store(count, std::memory_order_relaxed); }
-
-void register_threads(py::module_& m) {
-    m.def("get_num_threads", &num_threads);
-    m.def("set_num_threads", [](int count) {
-        expect(count >= 1 && count <= 1024, "set_num_threads", "count must be from 1 to 1024");
-        set_num_threads(count);
-    });
-#ifdef _OPENMP
-    m.attr("openmp") = true;
-#else
-    m.attr("openmp") = false;
-#endif
-    m.attr("compiler") = __VERSION__;
-}
 
 }  // namespace gpucnn

@@ -8,11 +8,8 @@
 //                 p -= lr / (1 - beta1^step) * m / (sqrt(v / (1 - beta2^step)) + eps), step = 1, 2, ...
 //                 (Kingma & Ba 2015; decoupled decay: Loshchilov & Hutter 2019)
 #include <cmath>
-#include <optional>
 
-#include <pybind11/stl.h>
-
-#include "array.hpp"
+#include "operations.hpp"
 #include "parallel.hpp"
 
 namespace gpucnn {
@@ -41,27 +38,6 @@ GPUCNN_CLONES void sgd_momentum_range(T* __restrict p, const T* __restrict g, T*
 }
 
 template <class T>
-void sgd_update(Array<T> p, const Array<T>& g, std::optional<Array<T>> momentum_buffer, double lr, double momentum,
-                double dampening, bool nesterov, double weight_decay, bool first) {
-    expect_same_shape(p, g, "sgd_update", "g");
-    expect(momentum_buffer.has_value() == (momentum != 0), "sgd_update",
-           "momentum_buffer must be an array if momentum is not 0, and None if it is");
-    if (momentum_buffer) expect_same_shape(p, *momentum_buffer, "sgd_update", "momentum_buffer");
-    T* parameter = p.mutable_data();
-    const T* gradient = g.data();
-    T* buffer = momentum_buffer ? momentum_buffer->mutable_data() : nullptr;
-    const int64_t count = p.size();
-    const Sgd<T> step{T(lr), T(momentum), T(1 - dampening), T(weight_decay), nesterov, first};
-    py::gil_scoped_release released;
-    parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
-        if (buffer)
-            sgd_momentum_range(parameter + begin, gradient + begin, buffer + begin, end - begin, step);
-        else
-            sgd_range(parameter + begin, gradient + begin, end - begin, step);
-    });
-}
-
-template <class T>
 struct Adam {
     T step_size, mean_share, beta2, square_share, root_correction, eps, weight_decay, shrink;
 };
@@ -77,40 +53,35 @@ GPUCNN_CLONES void adam_range(T* __restrict p, const T* __restrict g, T* __restr
     }
 }
 
+}  // namespace
+
 template <class T>
-void adam_update(Array<T> p, const Array<T>& g, Array<T> m, Array<T> v, double lr, double beta1, double beta2,
-                 double eps, double weight_decay, bool decoupled, int64_t step) {
-    expect_same_shape(p, g, "adam_update", "g");
-    expect_same_shape(p, m, "adam_update", "m");
-    expect_same_shape(p, v, "adam_update", "v");
-    expect(step >= 1, "adam_update", "step counts from 1");
-    T *parameter = p.mutable_data(), *mean = m.mutable_data(), *square = v.mutable_data();
-    const T* gradient = g.data();
-    const int64_t count = p.size();
-    const double correction1 = 1 - std::pow(beta1, double(step)), correction2 = 1 - std::pow(beta2, double(step));
-    const Adam<T> scalars{T(lr / correction1), T(1 - beta1), T(beta2), T(1 - beta2), T(std::sqrt(correction2)), T(eps),
-                          T(decoupled ? 0 : weight_decay), T(decoupled ? 1 - lr * weight_decay : 1)};
-    py::gil_scoped_release released;
+void sgd_update(T* p, const T* g, T* momentum_buffer, int64_t count, const SgdOptions& options) {
+    const Sgd<T> step{T(options.lr), T(options.momentum), T(1 - options.dampening), T(options.weight_decay),
+                      options.nesterov, options.first};
     parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
-        adam_range(parameter + begin, gradient + begin, mean + begin, square + begin, end - begin, scalars);
+        if (momentum_buffer)
+            sgd_momentum_range(p + begin, g + begin, momentum_buffer + begin, end - begin, step);
+        else
+            sgd_range(p + begin, g + begin, end - begin, step);
     });
 }
 
 template <class T>
-void define(py::module_& m) {
-    m.def("sgd_update", &sgd_update<T>, py::arg("p").noconvert(), py::arg("g").noconvert(),
-          py::arg("momentum_buffer").noconvert(), py::arg("lr"), py::arg("momentum"), py::arg("dampening"),
-          py::arg("nesterov"), py::arg("weight_decay"), py::arg("first"));
-    m.def("adam_update", &adam_update<T>, py::arg("p").noconvert(), py::arg("g").noconvert(), py::arg("m").noconvert(),
-          py::arg("v").noconvert(), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
-          py::arg("weight_decay"), py::arg("decoupled"), py::arg("step"));
+void adam_update(T* p, const T* g, T* m, T* v, int64_t count, const AdamOptions& options) {
+    const auto [lr, beta1, beta2, eps, weight_decay, decoupled, step] = options;
+    const double correction1 = 1 - std::pow(beta1, double(step)), correction2 = 1 - std::pow(beta2, double(step));
+    const Adam<T> scalars{T(lr / correction1), T(1 - beta1), T(beta2), T(1 - beta2), T(std::sqrt(correction2)), T(eps),
+                          T(decoupled ? 0 : weight_decay), T(decoupled ? 1 - lr * weight_decay : 1)};
+    parallel_for_ranges(count, GRAIN, [=](int64_t begin, int64_t end) {
+        adam_range(p + begin, g + begin, m + begin, v + begin, end - begin, scalars);
+    });
 }
 
-}  // namespace
-
-void register_update(py::module_& m) {
-    define<float>(m);
-    define<double>(m);
-}
+#define GPUCNN_INSTANTIATE(T) \
+    template void sgd_update<T>(T*, const T*, T*, int64_t, const SgdOptions&); \
+    template void adam_update<T>(T*, const T*, T*, T*, int64_t, const AdamOptions&);
+GPUCNN_INSTANTIATE(float)
+GPUCNN_INSTANTIATE(double)
 
 }  // namespace gpucnn
