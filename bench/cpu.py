@@ -22,12 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from gpucnn import files, models, nn, no_grad, optim, tensor
+from gpucnn import files, models, nn, optim
 from gpucnn import functional as F
+from gpucnn.tensor import no_grad, tensor
 from gpucnn.threads import get_num_threads, set_num_threads
 
-
-RATE = 1e-5  # so small that a batch seen a thousand times is not learned by heart: its gradients would be denormal, slow
+RATE = (
+    1e-5  # so small that a batch seen a thousand times is not learned by heart: its gradients would be denormal, slow
+)
 
 
 class Case(NamedTuple):

@@ -24,9 +24,10 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-import gpucnn
 from gpucnn import _C
 from gpucnn import functional as F
+from gpucnn.threads import get_num_threads
+from gpucnn.version import __version__
 
 OK, MISSING, PROBLEM = "ok", "missing", "problem"
 STYLES = {OK: "green", MISSING: "yellow", PROBLEM: "bold red"}
@@ -104,7 +105,7 @@ def print_report(found: list[Check], console: Console | None = None) -> None:
 def _package() -> Check:
     """gpucnn itself, and whether it hides another copy: Python looks in the folder it is started in first."""
     here = _package_folder()
-    detail = f"{gpucnn.__version__} ({here})"
+    detail = f"{__version__} ({here})"
     found = [each.locate_file("gpucnn") for each in importlib.metadata.distributions(name="gpucnn")]
     others = sorted({Path(str(folder)).resolve() for folder in found} - {here})
     hidden = [str(folder) for folder in others if (folder / "__init__.py").is_file()]
@@ -115,7 +116,7 @@ def _package() -> Check:
 
 
 def _package_folder() -> Path:
-    return Path(gpucnn.__file__).resolve().parent
+    return Path(__file__).resolve().parent
 
 
 def _numpy() -> Check:
@@ -165,7 +166,7 @@ def _cpu() -> Check:
 
 
 def _threads() -> Check:
-    cpus, threads = len(os.sched_getaffinity(0)), gpucnn.get_num_threads()
+    cpus, threads = len(os.sched_getaffinity(0)), get_num_threads()
     detail = f"{threads} of the extension, on {cpus} of the machine's {os.cpu_count()} CPUs"
     text = os.environ.get("GPUCNN_NUM_THREADS")
     if text is not None:
