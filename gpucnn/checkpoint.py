@@ -33,7 +33,7 @@ KINDS: dict[str, Any] = {
     "model": {"name": str, "arguments": dict},
     "input_shape": [int],  # channels, height, width
     "optimizer": {"name": str, "lr": float, "steps": [int]},
-    "random": dict,
+    "random": {"seed": int, "offset": int, "host": dict},
     "environment": dict,
     "classes": [str],
     "normalization": {"mean": [float], "std": [float]},  # of each channel, for pixels from 0 to 1
@@ -64,13 +64,14 @@ def pack(
         "environment": environment(),
     }
     _check_kinds(metadata, KINDS, "pack: metadata")
+    _check_image(model, "pack")
     return tensors, metadata
 
 
 def unpack(checkpoint: Checkpoint, model: Module, optimizer: Optimizer) -> dict[str, Any]:
     """Put the saved state into `model`, `optimizer` and the random generator; return the metadata with `extra` in it.
 
-    Raises CheckpointError if the state is another network's or optimiser's, or is damaged.
+    Raises CheckpointError if the state is another network's or optimiser's, or is damaged; use none of the three then.
     """
     metadata = checkpoint.metadata
     _check_kinds(metadata, KINDS, f"{checkpoint.path}: metadata")
@@ -80,19 +81,27 @@ def unpack(checkpoint: Checkpoint, model: Module, optimizer: Optimizer) -> dict[
             f"{checkpoint.path}: the run used {saved['name']:.40}, not {type(optimizer).__name__}; "
             "continue with the same optimiser or start afresh"
         )
-    entries: dict[str, dict[str, np.ndarray]] = {str(index): {} for index in range(len(saved["steps"]))}
-    for path, array in select(checkpoint, "optimizer/").items():
-        index, _, name = path.partition("/")
-        if index not in entries:
-            raise CheckpointError(f"{checkpoint.path}: tensor 'optimizer/{path}' is of no parameter; start afresh")
-        entries[index][name] = array
     try:
         model.load_state_dict(select(checkpoint, "model/"))
-        optimizer.load_state_dict({**saved, "state": list(entries.values())})
+        optimizer.load_state_dict({**saved, "state": _optimizer_state(checkpoint)})
         default_generator.set_state(metadata["random"])
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise CheckpointError(f"{checkpoint.path}: its state does not fit ({error}); start afresh") from error
     return metadata
+
+
+def _optimizer_state(checkpoint: Checkpoint) -> list[dict[str, np.ndarray]]:
+    """The optimiser's arrays, one {name: array} a parameter."""
+    steps = checkpoint.metadata["optimizer"]["steps"]
+    if min(steps, default=0) < 0:
+        raise ValueError(f"a parameter has made {min(steps)} steps")
+    entries: dict[str, dict[str, np.ndarray]] = {str(index): {} for index in range(len(steps))}
+    for path, array in select(checkpoint, "optimizer/").items():
+        index, _, name = path.partition("/")
+        if index not in entries:
+            raise ValueError(f"tensor {'optimizer/' + path!r} is of no parameter")
+        entries[index][name] = array
+    return list(entries.values())
 
 
 def build_model(checkpoint: Checkpoint) -> models.Network:
@@ -165,13 +174,18 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r:.40}; it must be a text or a number of at most {MAX_ARGUMENT}")
 
 
+def _check_image(model: models.Network, where: str) -> None:
+    if math.prod(model.input_shape) > MAX_IMAGE:
+        raise CheckpointError(
+            f"{where}: the network takes images of shape {model.input_shape}; at most {MAX_IMAGE} values are allowed; "
+            "use a smaller image_size"
+        )
+
+
 def _check_description(checkpoint: Checkpoint, model: models.Network) -> None:
     """Raise CheckpointError unless the metadata describe images and classes of this network."""
     metadata, normalization = checkpoint.metadata, checkpoint.metadata["normalization"]
-    if math.prod(model.input_shape) > MAX_IMAGE:
-        raise CheckpointError(
-            f"{checkpoint.path}: its images have the shape {model.input_shape}; at most {MAX_IMAGE} values are taken"
-        )
+    _check_image(model, checkpoint.path)
     channels = model.input_shape[0]
     for entry, found, wanted in (
         ("input_shape", tuple(metadata["input_shape"]), model.input_shape),

@@ -36,10 +36,13 @@ class Generator:
         return {"seed": self.seed, "offset": self.offset, "host": self.host.bit_generator.state}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `get_state` returned."""
+        """Continue from what `get_state` returned; raises ValueError for numbers that it never returns."""
+        seed, offset = int(state["seed"]), int(state["offset"])
+        if not (0 <= seed < 2**63 and 0 <= offset < 2**63):
+            raise ValueError(f"set_state: seed is {seed} and offset {offset}; they must be from 0 to 2**63 - 1")
         host = np.random.PCG64()
         host.state = state["host"]
-        self.seed, self.offset = int(state["seed"]), int(state["offset"])
+        self.seed, self.offset = seed, offset
         self.host = np.random.Generator(host)
 
 

@@ -5,12 +5,14 @@ Nothing here knows of networks: `gpucnn.checkpoint` does.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -28,10 +30,11 @@ MAX_NAME = 512  # characters
 MAX_DIMENSIONS = 8
 MAX_VALUES = 1 << 48  # of one tensor, zero dimensions counted as 1: keeps NumPy's sizes within 64 bits
 ITEM_SIZES = {
-    **{"F64": 8, "F32": 4, "F16": 2},
-    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1},
-    **{"U64": 8, "U32": 4, "U16": 2, "U8": 1},
-}
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8"), 1),
+}  # bytes
 
 
 class CheckpointError(ValueError):
@@ -77,20 +80,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     arrays, strings = _read(path)
     if KEY not in strings:
         raise CheckpointError(f"{path}: it holds tensors but no state of gpucnn; load_weights reads such files")
-    try:
-        stored = _parse_json(strings[KEY].encode())
-        if not isinstance(stored, dict) or not isinstance(stored.get("metadata"), dict):
-            raise ValueError("its metadata are not of gpucnn's form")
-        if stored.get("format") != FORMAT:
-            found = _short(repr(stored.get("format")))
-            raise CheckpointError(f"{path}: its format is {found}, not {FORMAT}; use the gpucnn that wrote it")
-        if stored.get("digest") != _digest(arrays, stored["metadata"]):
-            raise ValueError("its contents do not give the digest stored with them")
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    return Checkpoint(path, arrays, stored["metadata"])
+    with _naming(path):
+        return Checkpoint(path, arrays, _verified(strings[KEY], arrays))
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -124,6 +115,32 @@ def _digest(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _verified(text: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The metadata in `text`, if the digest that stands beside them is that of metadata and arrays."""
+    stored = _parse_json(text.encode())
+    if not isinstance(stored, dict) or "format" not in stored:
+        raise ValueError("its metadata are not of gpucnn's form")
+    if stored["format"] != FORMAT:
+        raise ValueError(f"its format is {stored['format']!r:.40}, not {FORMAT}: another version of gpucnn wrote it")
+    metadata = stored.get("metadata")
+    if not isinstance(metadata, dict) or stored.get("digest") != _digest(arrays, metadata):
+        raise ValueError("its contents do not give the digest stored with them")
+    return metadata
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turn what is raised for wrong contents into a CheckpointError that names the file and a fix."""
+    try:
+        yield
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: it is cut short, damaged or no safetensors file: {_short(error)}; use another copy or train again"
+        ) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: its {os.path.getsize(path)} bytes do not fit into memory") from error
+
+
 def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, metadata's strings) of a safetensors file."""
     try:
@@ -131,15 +148,14 @@ def _read(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "no such checkpoint; check the path, or train first", path) from None
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            kind = "a folder: name the file in it" if os.path.isdir(path) else "no ordinary file: copy it to one"
-            raise CheckpointError(f"{path}: this is {kind}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return _read_file(file, os.fstat(descriptor).st_size)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
-        raise _damaged(path, error) from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            folder = stat.S_ISDIR(status.st_mode)
+            raise CheckpointError(
+                f"{path}: this is {'a folder; name the file in it' if folder else 'no ordinary file; copy it to one'}"
+            )
+        with _naming(path), open(descriptor, "rb", closefd=False) as file:
+            return _read_file(file, status.st_size)
     finally:
         os.close(descriptor)
 
@@ -214,13 +230,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"its JSON holds {name}")
-
-
-def _damaged(path: str, error: BaseException) -> CheckpointError:
-    reason = _short(error) or type(error).__name__
-    return CheckpointError(
-        f"{path}: it is cut short, damaged or no safetensors file ({reason}); use another copy or train again"
-    )
 
 
 def _short(value: Any) -> str:
