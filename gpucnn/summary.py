@@ -20,7 +20,7 @@ from rich.table import Table
 
 from gpucnn import nn
 from gpucnn.ops.shapes import pair
-from gpucnn.tensor import Function, Tensor, is_grad_enabled
+from gpucnn.tensor import Function, Tensor, is_grad_enabled, topological_order
 from gpucnn.train.evaluation import evaluating
 
 OPTIMIZER = "SGD with momentum"  # of the memory model: one array for each trained parameter
@@ -57,9 +57,10 @@ class TrainingMemory:
 
     - weights: parameters and buffers
     - gradients, optimizer: one array for each trained parameter (the optimiser is SGD with momentum)
-    - activations: the images and everything the tape keeps for backward: the output of every operation, element-wise
-      ones too, and what they save beside it (the places of maxima: 8 bytes a value, the scale of response norm)
-    - transient: the largest pair of gradients of one operation, that of its output and that of its input
+    - activations: the images and everything the tape keeps for backward: what an operation's backward reads
+      (a convolution's input, a ReLU's output, the places of maxima at 8 bytes a value, the scale of response norm)
+    - transient: what gradients in flight, an operation's output's and input's, add at the worst moment; activations
+      are freed as backward goes on, so this is often nothing
     Left out: what does not grow with the network, such as Python itself, prefetched batches and the blocks in which
     convolutions work, about a megabyte a thread.
     """
@@ -275,36 +276,42 @@ def _training_memory(model: nn.Module, outputs: list[Tensor], dropped: int, batc
     """The memory of a step, from the tape of one image that ends in `outputs`; dropped: what dropout adds, in bytes."""
     state = {id(_owner(array)): array.nbytes for array in model.state_dict().values()}
     trained = sum(parameter.data.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    kept: dict[int, int] = {}
-    transient = 0
-    for tensor, function in _tape(outputs):
-        for array in _arrays((tensor, vars(function))):
-            if id(_owner(array)) not in state:
-                kept[id(_owner(array))] = _batch_bytes(array, batch_size)
-        sources = [source for source in _tensors(function.inputs) if source.requires_grad]
-        flowing = [tensor, *(source for source in sources if not isinstance(source, nn.Parameter))]
-        transient = max(transient, sum(_batch_bytes(each.data, batch_size) for each in flowing))
-    activations = sum(kept.values()) + dropped * batch_size
-    return TrainingMemory(sum(state.values()), trained, trained, activations, transient)
+    functions = [(function, _kept(function, state, batch_size)) for function in _tape(outputs)]
+    results = {id(_owner(output.data)): _batch_bytes(output.data, batch_size) for output in outputs}
+    activations = sum(_together(functions, results).values())
+    peak = activations  # what is kept shrinks as backward goes on, while gradients flow
+    for position, (function, _) in enumerate(functions):
+        flowing = [function, *(source for source in function.sources if isinstance(source, Function))]
+        values = sum(math.prod(each.output_shape) * _images(each.output_shape, batch_size) for each in flowing)
+        left = sum(_together(functions[position:], {}).values())
+        peak = max(peak, left + values * outputs[0].dtype.itemsize)
+    dropped *= batch_size
+    return TrainingMemory(sum(state.values()), trained, trained, activations + dropped, peak - activations)
 
 
-def _tape(outputs: list[Tensor]) -> Iterator[tuple[Tensor, Function]]:
-    """Every Tensor behind `outputs` that a recorded function computed, each once, and that function."""
-    stack, seen = list(outputs), set[int]()
-    while stack:
-        tensor = stack.pop()
-        function = tensor._function
-        if function is not None and id(tensor) not in seen:
-            seen.add(id(tensor))
-            stack.extend(_tensors(function.inputs))
-            yield tensor, function
+def _tape(outputs: list[Tensor]) -> list[Function]:
+    """Every recorded function behind `outputs`, in the order in which backward visits them."""
+    order: dict[Function, None] = {}
+    for tensor in outputs:
+        if tensor._function is not None:
+            order.update(dict.fromkeys(topological_order(tensor._function)))
+    return list(order)
+
+
+def _kept(function: Function, state: dict[int, int], batch_size: int) -> dict[int, int]:
+    """The bytes of each array that a function keeps for backward, by its identity; parameters are not counted."""
+    arrays = {id(_owner(array)): _batch_bytes(array, batch_size) for array in _arrays(vars(function))}
+    return {key: size for key, size in arrays.items() if key not in state}
+
+
+def _together(functions: list[tuple[Function, dict[int, int]]], others: dict[int, int]) -> dict[int, int]:
+    """What functions keep, each array once."""
+    return {key: size for part in (others, *(kept for _, kept in functions)) for key, size in part.items()}
 
 
 def _arrays(value: Any) -> Iterator[np.ndarray]:
-    """The arrays in a Tensor, or in what a function keeps."""
-    if isinstance(value, Tensor):
-        yield value.data
-    elif isinstance(value, np.ndarray):
+    """The arrays in what a function keeps."""
+    if isinstance(value, np.ndarray):
         yield value
     elif isinstance(value, (tuple, list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
@@ -320,7 +327,11 @@ def _owner(array: np.ndarray) -> np.ndarray:
 
 def _batch_bytes(array: np.ndarray, batch_size: int) -> int:
     """The memory that an array of one image's tape takes in a batch: what belongs to images has them first."""
-    return _owner(array).nbytes * (batch_size if array.shape[:1] == (1,) else 1)
+    return _owner(array).nbytes * _images(array.shape, batch_size)
+
+
+def _images(shape: tuple[int, ...], batch_size: int) -> int:
+    return batch_size if shape[:1] == (1,) else 1
 
 
 def print_summary(summary: ModelSummary, console: Console | None = None) -> None:

@@ -1,7 +1,9 @@
 """Tensor, Function and the tape: reverse-mode differentiation over any graph of functions.
 
-A Function computes arrays from arrays and keeps what its backward needs. Calling one on Tensors links its output to its
-inputs; `Tensor.backward` walks these links from the output to the leaves, each function once, in topological order.
+A Function computes arrays from arrays and keeps what its backward needs. Calling one on Tensors links it to the
+functions that its inputs came from, and to the inputs that are leaves; `Tensor.backward` walks these links, each
+function once, in topological order. The links lead from function to function, not through Tensors: an array that no
+function keeps for its backward is freed as soon as the forward pass has left it behind.
 """
 
 from __future__ import annotations
@@ -112,19 +114,19 @@ class Tensor:
         initial = self._initial_gradient(gradient)
         if self.is_leaf:
             return self._accumulate(initial, shared=initial)
-        gradients = {id(self): initial}
-        for tensor in _topological_order(self):
-            function, output_gradient = tensor._function, gradients.pop(id(tensor), None)
-            if function is None or output_gradient is None:
+        assert self._function is not None
+        gradients: dict[Function, np.ndarray] = {self._function: initial}
+        for function in topological_order(self._function):
+            output_gradient = gradients.pop(function, None)
+            if output_gradient is None:
                 continue
-            for source, part in zip(function.inputs, function.checked_backward(output_gradient), strict=True):
-                if part is None or not isinstance(source, Tensor) or not source.requires_grad:
+            for source, part in zip(function.sources, function.checked_backward(output_gradient), strict=True):
+                if part is None:
                     continue
-                if source.is_leaf:
+                if isinstance(source, Tensor):
                     source._accumulate(part, output_gradient)
-                else:
-                    key = id(source)
-                    gradients[key] = gradients[key] + part if key in gradients else part
+                elif isinstance(source, Function):
+                    gradients[source] = gradients[source] + part if source in gradients else part
             if not retain_graph:
                 function.release()
 
@@ -171,7 +173,8 @@ class Function:
     Calling it on Tensors returns Tensors and records the call; calling it on arrays returns arrays.
     """
 
-    inputs: tuple[Any, ...] = ()
+    sources: tuple[Tensor | Function | None, ...] = ()  # of each input: a leaf, a function, or nothing to differentiate
+    output_shape: tuple[int, ...] = ()
     released = False
 
     def forward(self, *arrays: Any) -> Any:
@@ -187,54 +190,58 @@ class Function:
         first, *others = results if isinstance(results, tuple) else (results,)
         output = Tensor(first)
         if is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
-            self.inputs = inputs
+            self.sources, self.output_shape = tuple(map(_source, inputs)), first.shape
             output.requires_grad, output._function = True, self
         return (output, *map(Tensor, others)) if others else output
 
     def needs_gradient(self, index: int) -> bool:
         """Whether backward must compute the gradient of input `index`."""
-        value = self.inputs[index]
-        return isinstance(value, Tensor) and value.requires_grad
+        return self.sources[index] is not None
 
     def checked_backward(self, gradient: np.ndarray) -> tuple[np.ndarray | None, ...]:
-        """backward, after making sure that what it needs is still there."""
+        """backward, after making sure that what it needs is still there; its gradients must have the inputs' shapes."""
         if self.released:
             raise ValueError(
                 "backward: the graph was already used by an earlier backward() and its memory freed; compute the "
                 "result again, or pass retain_graph=True the first time"
             )
-        return self.backward(gradient)
+        parts = self.backward(gradient)
+        for source, part in zip(self.sources, parts, strict=True):
+            shape = source.output_shape if isinstance(source, Function) else getattr(source, "shape", None)
+            if shape is not None and part is not None and part.shape != shape:
+                raise ValueError(
+                    f"{type(self).__name__}.backward: a gradient has shape {part.shape}, its input {shape}"
+                )
+        return parts
 
     def release(self) -> None:
-        """Forget the inputs and everything forward kept."""
+        """Forget the sources and everything forward kept."""
         self.__dict__.clear()
         self.released = True
 
 
-def _topological_order(root: Tensor) -> list[Tensor]:
-    """Every Tensor that root depends on, each before those it was computed from; no recursion: nets may be deep."""
-    order: list[Tensor] = []
-    seen = {id(root)}
-    stack = [(root, iter(_sources(root)))]
+def _source(value: Any) -> Tensor | Function | None:
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return None
+    return value if value._function is None else value._function
+
+
+def topological_order(root: Function) -> list[Function]:
+    """Every function that root depends on, each before those it got its inputs from; no recursion: nets may be deep."""
+    order: list[Function] = []
+    seen = {root}
+    stack = [(root, iter(root.sources))]
     while stack:
-        tensor, sources = stack[-1]
+        function, sources = stack[-1]
         for source in sources:
-            if id(source) not in seen:
-                seen.add(id(source))
-                stack.append((source, iter(_sources(source))))
+            if isinstance(source, Function) and source not in seen:
+                seen.add(source)
+                stack.append((source, iter(source.sources)))
                 break
         else:
-            order.append(tensor)
+            order.append(function)
             stack.pop()
     return order[::-1]
-
-
-def _sources(tensor: Tensor) -> list[Tensor]:
-    function = tensor._function
-    if function is None:
-        return []
-    function_inputs = function.inputs if not function.released else ()
-    return [value for value in function_inputs if isinstance(value, Tensor) and value.requires_grad]
 
 
 def tensor(data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:

@@ -312,8 +312,8 @@ def test_memory_of_one_linear_layer_by_hand() -> None:
     parameters = 4 * (5 * 7 + 7)
     assert (memory.weights, memory.gradients, memory.optimizer) == (parameters, parameters, parameters)
     assert memory.activations == 4 * 10 * (5 + 7)
-    assert memory.transient == 4 * 10 * 7  # the images need no gradient
-    assert memory.total == 3 * parameters + 4 * 10 * (5 + 7 + 7)
+    assert memory.transient == 0  # the scores' gradient takes the scores' place; the images need none
+    assert memory.total == 3 * parameters + 4 * 10 * (5 + 7)
 
 
 def test_frozen_parameters_need_neither_gradients_nor_momentum() -> None:

@@ -13,6 +13,7 @@ from check import assert_equal, check_gradients
 import gpucnn
 from gpucnn import functional as F
 from gpucnn import no_grad, tensor
+from gpucnn.tensor import Function
 
 
 def leaf(*values: float, dtype: type = np.float64) -> gpucnn.Tensor:
@@ -314,3 +315,27 @@ def test_gradients_of_a_whole_graph():
 
     rng = np.random.default_rng(0)
     check_gradients(graph, [rng.random((3, 3)), rng.random((3, 3))])
+
+
+def test_what_no_backward_reads_is_freed_in_the_forward_pass():
+    x = gpucnn.tensor(np.ones((4, 4), np.float32), requires_grad=True)
+    doubled = x * 2.0  # relu keeps its output, not its input
+    array = weakref.ref(doubled.data)
+    y = F.relu(doubled)
+    del doubled
+    assert array() is None
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.data, np.full((4, 4), 2, np.float32))
+
+
+def test_backward_with_a_wrong_shape_names_the_function():
+    class Wrong(Function):
+        def forward(self, x):
+            return x[:1]
+
+        def backward(self, gradient):
+            return (gradient,)
+
+    y = Wrong()(gpucnn.tensor([1.0, 2.0], requires_grad=True))
+    with pytest.raises(ValueError, match=r"Wrong.backward: a gradient has shape \(1,\) but its input has \(2,\)"):
+        y.backward()
