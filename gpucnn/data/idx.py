@@ -11,7 +11,7 @@ import os
 import stat
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -24,7 +24,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 # 5; deflate can reach 1,030, and the limit keeps a small file from filling the memory.
 _MAX_RATIO = 200
 _ALWAYS_ALLOWED = 16 * 2**20
-_CHUNK = 2**20
+_CHUNK = 2**18  # bytes read at a time
+
+Stream = IO[bytes] | gzip.GzipFile
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -50,7 +52,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
             raise ValueError(f"{path}: damaged gzip file ({error}); fetch it again") from error
 
 
-def _read_array(path: Path, stream: BinaryIO | gzip.GzipFile, file_size: int, compressed: bool) -> np.ndarray:
+def _read_array(path: Path, stream: Stream, file_size: int, compressed: bool) -> np.ndarray:
     """The array whose header comes next in the stream; file_size is its size on the disk in bytes."""
     shape = _read_header(path, stream)
     count = math.prod(shape)
@@ -68,7 +70,7 @@ def _read_array(path: Path, stream: BinaryIO | gzip.GzipFile, file_size: int, co
     return np.frombuffer(_read_items(path, stream, count), dtype=np.uint8).reshape(shape)
 
 
-def _read_header(path: Path, stream: BinaryIO | gzip.GzipFile) -> tuple[int, ...]:
+def _read_header(path: Path, stream: Stream) -> tuple[int, ...]:
     """The extents of the axes; leaves the stream at the first item."""
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
@@ -88,7 +90,7 @@ def _read_header(path: Path, stream: BinaryIO | gzip.GzipFile) -> tuple[int, ...
     return shape
 
 
-def _read_items(path: Path, stream: BinaryIO | gzip.GzipFile, count: int) -> bytearray:
+def _read_items(path: Path, stream: Stream, count: int) -> bytearray:
     """The count bytes that must be all that is left in the stream; memory grows only as they arrive."""
     items = bytearray()
     while chunk := stream.read(min(_CHUNK, count + 1 - len(items))):

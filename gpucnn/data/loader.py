@@ -178,15 +178,17 @@ def _check_types(dataset: object, augment: object, normalize: object, transform:
 
 
 def _call(transform: Transform, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What a user's transform makes of the images, as float32; ValueError unless it is (B, C, any, any)."""
+    """What a user's transform makes of the images, as float32 (B, C, any, any); TypeError or ValueError for others."""
     try:
-        changed = np.ascontiguousarray(transform(images, generator), dtype=np.float32)
+        changed = transform(images, generator)
     except StopIteration as error:  # would end the epoch as if all had been read
         raise RuntimeError("DataLoader: the transform raised StopIteration") from error
+    if not isinstance(changed, np.ndarray):
+        raise TypeError(f"DataLoader: the transform must return an array, not {type(changed).__name__}")
     if changed.ndim != 4 or changed.shape[:2] != images.shape[:2]:
         rule = f"it must return ({images.shape[0]}, {images.shape[1]}, height, width)"
         raise ValueError(f"DataLoader: the transform returned images of shape {changed.shape}; {rule}")
-    return changed
+    return np.ascontiguousarray(changed, dtype=np.float32)
 
 
 class _Prefetcher:
