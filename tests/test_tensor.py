@@ -337,5 +337,5 @@ def test_backward_with_a_wrong_shape_names_the_function():
             return (gradient,)
 
     y = Wrong()(gpucnn.tensor([1.0, 2.0], requires_grad=True))
-    with pytest.raises(ValueError, match=r"Wrong.backward: a gradient has shape \(1,\) but its input has \(2,\)"):
+    with pytest.raises(ValueError, match=r"Wrong.backward: a gradient has shape \(1,\), its input \(2,\)"):
         y.backward()
