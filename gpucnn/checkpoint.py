@@ -160,8 +160,8 @@ def _check_kinds(value: Any, kind: Any, where: str) -> None:
             _check_kinds(value[name], each, f"{where}[{name!r}]")
     elif isinstance(kind, list):
         _check_kinds(value, list, where)
-        for each in value:
-            _check_kinds(each, kind[0], f"an item of {where}")
+        for position, each in enumerate(value):
+            _check_kinds(each, kind[0], f"{where}[{position}]")
     elif isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         found, wanted = type(value).__name__, kind.__name__
         raise CheckpointError(f"{where} is of type {found}, not {wanted}; save it with checkpoint.pack")

@@ -171,7 +171,7 @@ def _read_file(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[s
     data = file.read(size)
     if len(data) != size or not data.startswith(start):
         raise ValueError("it changed while it was read")
-    return safetensors.numpy.load(data), strings
+    return dict(sorted(safetensors.numpy.load(data).items())), strings  # its order changes from run to run
 
 
 def _check_start(start: bytes, size: int) -> dict[str, str]:
@@ -183,9 +183,11 @@ def _check_start(start: bytes, size: int) -> dict[str, str]:
     if len(start) > 8 + MAX_HEADER:
         raise ValueError(f"its header has {len(start) - 8} bytes; at most {MAX_HEADER} are read")
     header = _parse_json(start[8:])
-    if not isinstance(header, dict) or len(header) > MAX_TENSORS + 1:
-        raise ValueError(f"its header is not a list of at most {MAX_TENSORS} tensors")
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table of tensors")
     strings = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"it has {len(header)} tensors; at most {MAX_TENSORS} are read")
     if not isinstance(strings, dict) or not all(isinstance(text, str) for text in strings.values()):
         raise ValueError("its metadata are not text")
     ends = [_check_tensor(name, entry) for name, entry in header.items()]
