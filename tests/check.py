@@ -72,7 +72,7 @@ def rounding_bound(operations: float, magnitude: Any, dtype: Any) -> Any:
 
 
 def check_gradients(
-    function: Callable[..., Any], inputs: Sequence[Any], step: float = 1e-5, limit: float = 1e-7
+    function: Callable[..., Any], inputs: Sequence[Any], step: float = 1e-5, limit: float = 1e-8
 ) -> None:
     """The gradients of `function` (float64 arrays → Tensor) agree with central differences.
 

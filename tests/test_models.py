@@ -194,10 +194,38 @@ def test_smallest_images(name, arguments, size):
         models.create(name, image_size=size - 1, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "pixels"),
+    [
+        ("alexnet", 224, 6),  # 55, 27, 13, 6
+        ("alexnet", 100, 2),  # 24, 11, 5, 2: borders that no window reaches are left out
+        ("vgg11", 70, 2),  # 35, 17, 8, 4, 2
+    ],
+)
+def test_pixels_before_the_classifier(name, size, pixels):
+    model = create_small(name, image_size=size)
+    assert model.features(np.zeros((1, 3, size, size), np.float32)).shape[2:] == (pixels, pixels)
+
+
 @pytest.mark.parametrize("size", [16, 17, 28, 32, 33, 64])
 def test_other_image_sizes(size):
     model = models.lenet5(image_size=size)
     assert model(np.zeros((1, 1, size, size), np.float32)).shape == (1, 10)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    threads, found = gpucnn.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            gpucnn.set_num_threads(count)
+            gpucnn.manual_seed(0)
+            model = create_small("vgg11_bn")
+            images = np.random.default_rng(0).standard_normal((5, *model.input_shape)).astype(np.float32)
+            model(images).sum().backward()
+            found.append([parameter.grad.data.tobytes() for parameter in model.parameters()])
+    finally:
+        gpucnn.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
 
 
 def test_same_seed_same_weights():

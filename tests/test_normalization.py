@@ -153,6 +153,14 @@ def test_running_statistics_stay_float32_with_float64_input():
     assert F.batch_norm(normal((4, 2, 3)), mean, variance).dtype == np.float64
 
 
+def test_running_statistics_may_move_between_forward_and_backward():
+    mean, variance, x = np.zeros(2), np.ones(2), tensor(normal((4, 2, 3)), requires_grad=True)
+    y = F.batch_norm(x, mean, variance, eps=0.0)
+    mean[:], variance[:] = 5, 100
+    y.sum().backward()
+    assert_equal(x.grad, np.ones((4, 2, 3)))
+
+
 def test_running_statistics_may_be_tensors():
     mean, variance = tensor(np.zeros(2)), tensor(np.ones(2))
     F.batch_norm(normal((4, 2, 3)) + 5, mean, variance, training=True, momentum=1.0)
