@@ -191,6 +191,15 @@ def test_history_entry(digits: Splits) -> None:
     assert epoch_line(entry, 40).startswith(f"epoch  1/40  loss {entry['train_loss']:.4f}  accuracy ")
 
 
+def test_epoch_line_shows_the_gap() -> None:
+    entry = {"epoch": 3, "train_loss": 0.5, "train_accuracy": 0.9, "lr": 0.02, "images_per_second": 1234.5}
+    entry |= {"validation_loss": 0.75, "validation_accuracy": 0.875}
+    assert epoch_line(entry, 10) == (
+        "epoch  3/10  loss 0.5000  accuracy 0.9000  validation loss 0.7500  accuracy 0.8750 (gap +0.0250)  "
+        "lr 0.02  1,234 images/s"
+    )
+
+
 def test_better_is_more_accurate_then_of_lower_loss() -> None:
     base = {"validation_accuracy": 0.9, "validation_loss": 0.3}
     assert is_better(base, None)

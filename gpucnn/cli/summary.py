@@ -6,6 +6,7 @@ from typing import Annotated
 
 from gpucnn import models, nn
 from gpucnn.cli import options
+from gpucnn.summary import print_summary, summarize
 
 
 def summary(
@@ -19,8 +20,6 @@ def summary(
     json: options.Json = None,
 ) -> None:
     """Print a network's layers: shapes, activations, weights, multiply-adds, and the memory of a training step."""
-    from gpucnn.summary import print_summary, summarize  # rich takes a while to import
-
     options.check_output(json)
     arguments = {
         "variant": variant,

@@ -149,16 +149,14 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.report, self.save_every = config, folder, report, save_every
         self.device = devices.resolve(config.device)
-        training, self.test = (part if config.limit is None else part.limit(config.limit) for part in splits)
-        self.fingerprint = fingerprint(training)
-        validation = None
-        if config.validation:
-            training, validation = datasets.split(training, config.validation, config.seed)
         manual_seed(config.seed)
         self.model = models.create(config.model, **config.arguments)
         self.model.to(self.device)
-        size = self.model.input_shape[1:]
-        training, validation = training.resize(size), validation and validation.resize(size)
+        training, self.test = (part if config.limit is None else part.limit(config.limit) for part in splits)
+        self.fingerprint = fingerprint(training)
+        training, validation = training.resize(self.model.input_shape[1:]), None
+        if config.validation:
+            training, validation = datasets.split(training, config.validation, config.seed)
         self.normalize = Normalize(*training.statistics())
         self.trainer = Trainer(self.model, config, training, validation, self.normalize, report)
         self.result: dict[str, Any] | None = None
