@@ -55,8 +55,9 @@ def save(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], metadata:
 
     tensors: arrays of any shape, strides and byte order, floating-point (16 to 64 bits) or integers.
     metadata: as JSON can hold it; tuples come back as lists.
-    Takes memory for one or two copies of the arrays. Raises CheckpointError for what could not be read back,
-    files.WriteError (an OSError) for what the disk refuses; the old file then remains.
+    Takes memory only for copies of arrays that are not contiguous.
+    Raises CheckpointError for what could not be read back, files.WriteError (an OSError) for what the disk refuses; the
+    old file then remains.
     """
     path = os.fspath(path)
     try:
@@ -64,11 +65,11 @@ def save(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], metadata:
         digest = _digest(arrays, metadata)
         stored = json.dumps({"format": FORMAT, "digest": digest, "metadata": metadata}, allow_nan=False)
         _parse_json(stored.encode())
-        data = safetensors.numpy.save(arrays, {KEY: stored})
-        _check_start(data[: 8 + int.from_bytes(data[:8], "little")], len(data))
+        start, pieces = _layout(arrays, stored)
+        _check_start(start, len(start) + sum(len(piece) for piece in pieces))
     except (ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"cannot save {path}: {_short(error)}; leave that out or convert it") from error
-    files.write_atomically(path, data)
+    files.write_atomically(path, [start, *pieces])
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
@@ -105,13 +106,36 @@ def _plain(name: str, array: Any) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
+def _layout(arrays: dict[str, np.ndarray], text: str) -> tuple[bytes, list[memoryview]]:
+    """The file's start (length, header) and the tensors' bytes where they lie; the library's writer copies them twice.
+
+    Wide items come first and the header is padded to a multiple of 8 bytes, so that every tensor is aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": {KEY: text}}
+    pieces, offset = [], 0
+    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
+        array = arrays[name]
+        end = offset + array.nbytes
+        dtype = f"{array.dtype.kind.upper()}{8 * array.itemsize}"
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [offset, end]}
+        pieces.append(_bytes_of(array))
+        offset = end
+    encoded = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return len(encoded).to_bytes(8, "little") + encoded, pieces
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
 def _digest(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
     """BLAKE2b of the metadata and of every name, dtype, shape and byte, whatever the order of the arrays."""
     digest = hashlib.blake2b(json.dumps(metadata, allow_nan=False).encode(), digest_size=32)
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(_bytes_of(array))
     return digest.hexdigest()
 
 
