@@ -68,7 +68,7 @@ def arrays() -> dict[str, Any]:
         "empty": np.zeros((0,), np.float32),
         "emptier": np.zeros((3, 0, 2), np.int8)[::-1],
         "eight": np.ones((1,) * 8, np.uint16),
-        "name/with.dots and spaces, ümläuts, \"quotes\" \\ \n and \0": integers.astype(np.uint8),
+        'name/with.dots and spaces, ümläuts, "quotes" \\ \n and \0': integers.astype(np.uint8),
         "": np.ones(2),
         "n" * 512: np.ones(3),
     }
@@ -188,9 +188,9 @@ def test_select_takes_the_prefix_away() -> None:
         ({"x": np.ones(2, np.longdouble)}, {}, "tensor 'x' is float128"),
         ({"x": np.ones((1,) * 9)}, {}, r"tensor 'x' has the shape \[1, 1, 1, 1, 1, 1, 1, 1, 1\]"),
         ({"n" * 513: np.ones(2)}, {}, "a tensor's name has 513 characters; at most 512 are read"),
-        ({"__metadata__": np.ones(2)}, {}, ""),
+        ({"__metadata__": np.ones(2)}, {}, "its metadata are not text"),
         ({"\ud800": np.ones(2)}, {}, "surrogates not allowed"),
-        ({"x": np.ones(2), 3: np.ones(2)}, {}, ""),
+        ({3: np.ones(2)}, {}, "a tensor's name is 3, not a string"),
         ({}, {"loss": math.nan}, "Out of range float values are not JSON compliant"),
         ({}, {"loss": -math.inf}, "Out of range float values are not JSON compliant"),
         ({}, {"loss": np.float32(1)}, "Object of type float32 is not JSON serializable"),
@@ -472,11 +472,17 @@ def test_mutated_bytes(tmp_path: Path, good: bytes, data: st.DataObject) -> None
 SHORT = [name for name, (content, _) in LIES.items() if 0 < len(content) < 1000]
 
 
-@given(header=st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from(["F32", "I8", "a"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["a", "b", "dtype", "shape", "data_offsets", "__metadata__"]), inner, max_size=4),
-))
+@given(
+    header=st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from(["F32", "I8", "a"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["a", "b", "dtype", "shape", "data_offsets", "__metadata__"]), inner, max_size=4
+            )
+        ),
+    )
+)
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_header(tmp_path: Path, header: Any) -> None:
     path = write(tmp_path / "any", raw(header, bytes(4)))
