@@ -67,7 +67,7 @@ def save(path: str | os.PathLike[str], tensors: dict[str, np.ndarray], metadata:
         _parse_json(stored.encode())
         start, pieces = _layout(arrays, stored)
         _check_start(start, len(start) + sum(len(piece) for piece in pieces))
-    except (ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"cannot save {path}: {_short(error)}; leave that out or convert it") from error
     files.write_atomically(path, [start, *pieces])
 
@@ -99,7 +99,9 @@ def select(checkpoint: Checkpoint, prefix: str) -> dict[str, np.ndarray]:
 
 
 def _plain(name: str, array: Any) -> np.ndarray:
-    """The array as the library writes it correctly: it ignores strides and fails for NumPy's scalars."""
+    """The array as the format has it: C-contiguous, little-endian, of a dtype that can be read back."""
+    if not isinstance(name, str):
+        raise TypeError(f"a tensor's name is {name!r}, not a string")
     array = np.asarray(array, order="C")
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise TypeError(f"tensor {name!r} is {array.dtype}, not floating-point of at most 64 bits or integers")
