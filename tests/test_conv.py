@@ -68,12 +68,11 @@ def test_output_sizes(size, kernel, stride, padding, output):
     assert y.shape == (1, 1, output, output)
 
 
-@pytest.mark.parametrize(("stride", "output"), [(1, [-1, -1, -1, -1, 4]), (2, [-1, -1, 4])])
+@pytest.mark.parametrize(("stride", "output"), [(1, [-1, -1, -1, -1, 5]), (2, [-1, -1, 5])])
 def test_one_dimensional(stride, output):
-    """Five inputs, a filter of three, padding 1: five outputs with stride 1, three with stride 2."""
+    """Five inputs, a filter of three, padding 1: five outputs with stride 1, three with stride 2; y_i = x_i − x_i+1."""
     x, weight = np.array([[[[1.0, 2, 3, 4, 5]]]]), np.array([[[[0.0, 1, -1]]]])
-    y = F.conv2d(x, weight, stride=(1, stride), padding=(0, 1))
-    assert_equal(y[0, 0, 0], np.array(output) + np.array([0, 0, 0, 0, 1])[::stride])
+    assert_equal(F.conv2d(x, weight, stride=(1, stride), padding=(0, 1)), [[[output]]])
 
 
 def test_parameters_and_units_of_a_layer():
