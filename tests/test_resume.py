@@ -18,6 +18,7 @@ import pytest
 from gpucnn import checkpoint, data, train
 from gpucnn.data import Splits
 from gpucnn.train.folder import RunFolder
+from gpucnn.train.signals import interruption
 
 # Batch norm, dropout, Adam's moments, the random shifts and the schedule all have state that must come back.
 MODEL = "vgg11_bn"
@@ -175,6 +176,26 @@ def test_signal_saves_and_says_how_to_go_on(number: int, whole_from_shell: Any, 
     assert (code, err) == (0, "")
     assert f"resuming {tmp_path}" in out
     assert content(tmp_path) == whole_from_shell
+
+
+def test_a_second_signal_acts_as_it_did_before() -> None:
+    seen: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        seen.append(number)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with interruption() as interrupted:
+            assert not interrupted()
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupted()
+            assert seen == []
+            signal.raise_signal(signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_kill_at_any_moment(whole_from_shell: Any, tmp_path: Path) -> None:
