@@ -56,7 +56,7 @@ def flat_shape(case):
 
 
 def windows(x, shape):
-    """The windows of the padded x: (N, C, R, S, P, Q), a view; x is padded, (N, C, H + 2 * padding, W + 2 * padding)."""
+    """The windows (N, C, R, S, P, Q) of x, which is padded: (N, C, H + 2 * padding, W + 2 * padding); a view."""
     r, s, p, q, sh, sw, dh, dw = (*shape[5:11], *shape[13:15])
     n, c, h, w = x.strides
     return np.lib.stride_tricks.as_strided(x, (*x.shape[:2], r, s, p, q), (n, c, h * dh, w * dw, h * sh, w * sw))
@@ -136,7 +136,11 @@ def test_random_shapes_are_exact(case):
         n, groups = generator.integers(0, 4), int(generator.choice((1, 1, 2, 3)))
         c, k = (groups * int(generator.choice(sizes[:8])) for _ in range(2))
         h, w, r, s = *generator.integers(1, 34, 2), *generator.integers(1, 8, 2)
-        stride, padding, dilation = generator.integers(1, 4, 2), generator.integers(0, 8, 2), generator.integers(1, 4, 2)
+        stride, padding, dilation = (
+            generator.integers(1, 4, 2),
+            generator.integers(0, 8, 2),
+            generator.integers(1, 4, 2),
+        )
         shape = flat_shape((n, c, h, w, k, r, s, stride, padding, dilation, groups))
         if min(shape[7:9]) >= 1:
             break
@@ -167,7 +171,9 @@ def test_rounding_is_bounded(channels, rectified, algorithm):
     exact = reference(*operands, shape)
     magnitudes = reference(*(np.abs(a) for a in operands), shape)
     pixels = 2 * 13 * 12
-    for result, value, magnitude, terms in zip(results, exact, magnitudes, (channels * 9, 24 * 9, pixels, pixels), strict=True):
+    for result, value, magnitude, terms in zip(
+        results, exact, magnitudes, (channels * 9, 24 * 9, pixels, pixels), strict=True
+    ):
         assert np.all(np.abs(result - value) <= bound(terms) * 2.0**-24 * magnitude)
         assert np.linalg.norm(result - value) <= 2e-6 * np.linalg.norm(value)
 
@@ -176,7 +182,9 @@ def test_rounding_is_bounded(channels, rectified, algorithm):
 def test_weight_gradient_of_a_hundred_thousand_pixels(algorithm):
     shape = flat_shape((10, 1, 100, 100, 2, 3, 3, (1, 1), (1, 1), (1, 1), 1))
     generator = np.random.default_rng(2)
-    operands = make_operands(shape, lambda size: np.abs(generator.standard_normal(size)).astype(np.float32).astype(float))
+    operands = make_operands(
+        shape, lambda size: np.abs(generator.standard_normal(size)).astype(np.float32).astype(float)
+    )
     results = run(algorithm, *(a.astype(np.float32) for a in operands), shape)
     for result, value in zip(results[2:], reference(*operands, shape)[2:], strict=True):
         assert np.linalg.norm(result - value) <= 2e-6 * np.linalg.norm(value)
@@ -221,7 +229,10 @@ def test_nan_and_infinity_propagate(algorithm):
 @algorithms
 def test_zero_times_infinity_is_not_skipped(algorithm):
     shape = flat_shape((1, 1, 3, 3, 1, 1, 1, (1, 1), (0, 0), (1, 1), 1))
-    x, w, y = (np.full(size, value, np.float32) for size, value in (((1, 1, 3, 3), np.inf), ((1, 1, 1, 1), 0), ((1, 1, 3, 3), 1)))
+    x, w, y = (
+        np.full(size, value, np.float32)
+        for size, value in (((1, 1, 3, 3), np.inf), ((1, 1, 1, 1), 0), ((1, 1, 3, 3), 1))
+    )
     getattr(_C, f"conv2d_forward_{algorithm}")(x, w, None, y, shape)
     assert np.all(np.isnan(y))
 
@@ -264,8 +275,21 @@ def strided(array, layout):
 
 
 @dtypes
-@pytest.mark.parametrize("size", ((1, 1, 1, 1), (2, 7, 5, 3), (1, 33, 257, 65), (3, 14, 16, 32), (1, 128, 84, 10), (1, 1, 600, 70),
-                                  (2, 3, 0, 4), (0, 3, 2, 4), (1, 0, 2, 4), (1, 40, 530, 17)))
+@pytest.mark.parametrize(
+    "size",
+    (
+        (1, 1, 1, 1),
+        (2, 7, 5, 3),
+        (1, 33, 257, 65),
+        (3, 14, 16, 32),
+        (1, 128, 84, 10),
+        (1, 1, 600, 70),
+        (2, 3, 0, 4),
+        (0, 3, 2, 4),
+        (1, 0, 2, 4),
+        (1, 40, 530, 17),
+    ),
+)
 def test_gemm_is_exact_in_every_layout(size, dtype):
     batch, m, k, n = size
     draw = integers(5)
@@ -273,7 +297,12 @@ def test_gemm_is_exact_in_every_layout(size, dtype):
     layouts = ("plain", "transposed", "reversed", "sliced")
     for left, right, with_bias in itertools.product(layouts, layouts, (False, True)):
         c = np.full((batch, m, n), np.nan, dtype)
-        _C.gemm(strided(a.astype(dtype), left), strided(b.astype(dtype), right), c, bias.astype(dtype) if with_bias else None)
+        _C.gemm(
+            strided(a.astype(dtype), left),
+            strided(b.astype(dtype), right),
+            c,
+            bias.astype(dtype) if with_bias else None,
+        )
         np.testing.assert_array_equal(c, a @ b + (bias if with_bias else 0), err_msg=f"{left} @ {right}")
 
 

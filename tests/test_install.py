@@ -1,4 +1,4 @@
-"""Wheel, sdist and editable installs, offline: each into a bare environment, used from a folder that is not the source."""
+"""Wheel, sdist and editable installs, offline: each into a bare environment, used from another folder."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def bare_environment(folder: Path) -> Path:
 
 
 def add_dependencies(python: Path) -> None:
-    """Let the environment see this one's packages. Only after gpucnn is installed: pip must not find it done already."""
+    """Let the environment see this one's packages; only after gpucnn is installed, or pip would find it done."""
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run(python, "-c", code, cwd=python.parent).strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -116,12 +117,16 @@ class AlexNetPaper(Network):
         return self.classifier(F.flatten(self.features(x)))
 
     def _initialise(self) -> None:
-        """The paper's §5: weights normal with std 0.01; biases 1 in conv 2, 4, 5 and hidden linear layers, else 0."""
+        """The paper's §5: weights normal with std 0.01; biases 1 in conv 2, 4, 5 and hidden linear layers, else 0.
+
+        That deviation suits the paper's channel counts; at other widths it is √(2/fan_in) (He et al. 2015).
+        """
         layers = [layer for layer in self.modules() if isinstance(layer, (Conv2d, Linear))]
         ones = (1, 3, 4, 5, 6)
         for position, layer in enumerate(layers):
             weight, bias = layer.parameters()
-            weight.data[...] = init.normal(weight.shape, 0.01)
+            std = 0.01 if self.arguments["width"] == 1 else math.sqrt(2 / init.fan_in(weight.shape))
+            weight.data[...] = init.normal(weight.shape, std)
             bias.data[...] = np.float32(position in ones)
 
 

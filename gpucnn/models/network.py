@@ -29,9 +29,7 @@ def check_arguments(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: {argument} is {value!r}; it must be a positive integer")
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 16:
-        raise ValueError(
-            f"{name}: width is {width!r}; it must be above 0 and at most 16 (1: as published)"
-        )
+        raise ValueError(f"{name}: width is {width!r}; it must be above 0 and at most 16 (1: as published)")
     dropout = others.get("dropout", 0.0)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ValueError(f"{name}: dropout is {dropout!r}; it must be at least 0 and below 1")
