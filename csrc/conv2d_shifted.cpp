@@ -120,7 +120,8 @@ void correlate_image(const PackedFilters<T>& filters, const T* packed, const T* 
 template <class T>
 void correlate(const T* source, const PackedFilters<T>& filters, const T* packed, const T* bias, T* out, const Frame& frame,
                const ConvShape& shape) {
-    const std::vector<int64_t> offsets = frame.offsets(shape);
+    std::vector<int64_t> offsets = frame.offsets(shape);
+    offsets.resize(offsets.size() + PREFETCHED);
     const int64_t in_size = frame.channels * frame.H * frame.W, out_size = filters.filters * frame.P * frame.Q;
     parallel_for(shape.N * shape.groups, [&](int64_t task) {
         const int64_t group = task % shape.groups, stride = frame.stride();

@@ -146,8 +146,8 @@ void multiply_block(Range rows, Range columns, int64_t depth, const A& a, const 
     const int64_t stride = block_stride<T>(columns.size());
     T* const block = scratch<T>(Slot::BLOCK, std::min(depth, MAX_DEPTH) * stride);
     alignas(64) T a_tile[MAX_TILE_ROWS * A_STRIDE];
-    int64_t offsets[MAX_DEPTH];
-    for (int64_t k = 0; k < MAX_DEPTH; ++k) offsets[k] = k * stride;
+    int64_t offsets[MAX_DEPTH + PREFETCHED];
+    for (int64_t k = 0; k < MAX_DEPTH + PREFETCHED; ++k) offsets[k] = k * stride;
     const int64_t cuts = std::max<int64_t>(1, ceil_div(depth, MAX_DEPTH));
     const int64_t row_tiles = ceil_div(rows.size(), tile.rows);
     for (int64_t cut = 0; cut < cuts; ++cut) {

@@ -18,6 +18,12 @@ struct Tap {
     int64_t row, column;  // offset in the source image
 };
 
+// out[j] = in[j * STEP]; with the step known, compilers read whole vectors and pick from them.
+template <class T, int64_t STEP>
+GPUCNN_CLONES void pick(const T* __restrict in, int64_t count, T* __restrict out) {
+    for (int64_t j = 0; j < count; ++j) out[j] = in[j * STEP];
+}
+
 template <class T>
 struct ColumnMatrix {
     const T* source;  // (images, ..., source_rows, source_columns): planes of one image follow each other
@@ -82,10 +88,13 @@ private:
     }
 
     void copy_strided(const T* in, int64_t count, T* out) const {
-        if (step_w == 1) {
-            std::memcpy(out, in, count * sizeof(T));
-        } else {
-            for (int64_t j = 0; j < count; ++j) out[j] = in[j * step_w];
+        switch (step_w) {
+            case 1: return void(std::memcpy(out, in, count * sizeof(T)));
+            case 2: return pick<T, 2>(in, count, out);
+            case 3: return pick<T, 3>(in, count, out);
+            case 4: return pick<T, 4>(in, count, out);
+            default:
+                for (int64_t j = 0; j < count; ++j) out[j] = in[j * step_w];
         }
     }
 

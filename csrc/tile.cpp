@@ -1,6 +1,7 @@
 // The register tile in GCC's vector extensions, once per instruction set; see tile.hpp for the maths.
 #include "tile.hpp"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -26,7 +27,10 @@ template <class T, int BYTES, int VECTORS, int ROWS>
     for (int64_t k = 0; k < depth; ++k) {
         Vector row[VECTORS];
 #pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) row[v] = *reinterpret_cast<const Unaligned*>(b + offsets[k] + v * LANES);
+        for (int v = 0; v < VECTORS; ++v) {
+            row[v] = *reinterpret_cast<const Unaligned*>(b + offsets[k] + v * LANES);
+            __builtin_prefetch(b + offsets[k + PREFETCHED] + v * LANES);
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; ++i) {
             const T factor = a[i * A_STRIDE + k];
@@ -103,17 +107,23 @@ template <class T, int BYTES>
     for (int i = 0; i < LANES; ++i) *reinterpret_cast<Unaligned*>(out + i * out_stride) = row[i];
 }
 
+// In squares, the last of which overlap those before where the size is no multiple; too small a matrix in smaller squares.
 template <class T, int BYTES>
 [[gnu::always_inline]] inline void transpose(int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out,
                                              int64_t out_stride) {
     constexpr int64_t LANES = Vectors<T, BYTES>::LANES;
-    const int64_t square_rows = rows / LANES * LANES, square_columns = columns / LANES * LANES;
-    for (int64_t i = 0; i < square_rows; i += LANES)
-        for (int64_t j = 0; j < square_columns; j += LANES)
-            transpose_square<T, BYTES>(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = i < square_rows ? square_columns : 0; j < columns; ++j)
-            out[j * out_stride + i] = in[i * in_stride + j];
+    if (rows >= LANES && columns >= LANES) {
+        for (int64_t row = 0; row < rows; row += LANES)
+            for (int64_t column = 0; column < columns; column += LANES) {
+                const int64_t i = std::min(row, rows - LANES), j = std::min(column, columns - LANES);
+                transpose_square<T, BYTES>(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+            }
+    } else if constexpr (BYTES > 16) {
+        transpose<T, BYTES / 2>(rows, columns, in, in_stride, out, out_stride);
+    } else {
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < columns; ++j) out[j * out_stride + i] = in[i * in_stride + j];
+    }
 }
 
 // One struct per instruction set: a function with a target attribute can be inlined into only by code of a lesser set.

@@ -25,6 +25,10 @@ constexpr int64_t A_STRIDE = MAX_DEPTH + 16;  // not a power of two: rows fall i
 constexpr int MAX_TILE_ROWS = 14;
 constexpr int64_t MAX_TILE_COLUMNS = 32;
 
+// Rows of b that multiply asks for this many terms ahead, about the latency of the second-level cache: `offsets` goes on for
+// so many more entries, which need only be valid addresses.
+constexpr int64_t PREFETCHED = 8;
+
 constexpr int DOT_TAPS = 4;
 constexpr int MAX_DOT_ROWS = 6;
 constexpr int64_t MAX_LANES = 16;
