@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from gpucnn.data import mnist
+from gpucnn.data import cifar, mnist
 from gpucnn.data.dataset import Splits
 
 
@@ -18,13 +18,18 @@ class Format(NamedTuple):
 
 
 BUNDLED: dict[str, Callable[[], Splits]] = {"digits": mnist.load_digits}
-FORMATS = (Format(f"MNIST's {mnist.IDX_FILES} (or .gz)", mnist.has_idx_files, mnist.load_idx_files),)
+FORMATS = (
+    Format(f"MNIST's {mnist.IDX_FILES} (or .gz)", mnist.has_idx_files, mnist.load_idx_files),
+    Format("CIFAR-10's data_batch_1.bin … and test_batch.bin", cifar.has_cifar10, cifar.load_cifar10),
+    Format("CIFAR-100's train.bin and test.bin", cifar.has_cifar100, cifar.load_cifar100),
+)
 
 
 def load(source: str | os.PathLike) -> Splits:
     """(train, test), two Datasets: a bundled data set by its name, or a directory in a known format.
 
-    source: "digits", or a directory with MNIST's four IDX files (one that is called digits is "./digits")
+    source: "digits", or a directory (one that is called digits is "./digits") with MNIST's four IDX files or the
+        binary version of CIFAR-10 or CIFAR-100
 
     Raises FileNotFoundError or NotADirectoryError where there is no such name or directory, ValueError where
     it holds nothing known or a file is not what it should be, OSError where a file cannot be read.
