@@ -7,8 +7,7 @@
 //                                   gx = weight inverse_std (gy - gbias / m - xh gweight / m)
 //   batch_norm_backward_inference   mean and variance are constants: the same gbias and gweight, gx = weight inverse_std gy
 //
-// (Ioffe & Szegedy 2015, section 3.) weight, bias, gweight and gbias may be None. Outputs are overwritten.
-
+// (Ioffe & Szegedy 2015, section 3.) weight, bias, gweight and gbias may be null. Outputs are overwritten.
 #include "operations.hpp"
 #include "parallel.hpp"
 

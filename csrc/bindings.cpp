@@ -484,7 +484,9 @@ void define_whole_module(py::module_& m) {
     m.def(
         "philox_uint32",
         [](Array<std::uint32_t>& out, std::uint64_t seed, std::uint64_t offset) {
-            philox_uint32(out.mutable_data(), out.size(), seed, offset);
+            std::uint32_t* const words = out.mutable_data();
+            const py::gil_scoped_release released;
+            philox_uint32(words, out.size(), seed, offset);
         },
         array("out"), py::arg("seed"), py::arg("offset"));
     m.def("gather_batch", &gather, array("images"), array("indices"), array("out"), array("offsets"), array("flips"),

@@ -8,7 +8,7 @@
 // scale is kept from forward for backward. y, scale and gx are overwritten.
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <memory>
 
 #include "operations.hpp"
 #include "parallel.hpp"
@@ -16,7 +16,7 @@
 namespace gpucnn {
 namespace {
 
-constexpr int64_t BLOCK = 128;  // neighbouring pixels worked on together: the channels of a window stay in the L1 cache
+constexpr int64_t BLOCK = 256;  // neighbouring pixels worked on together: the channels of a window stay in the L1 cache
 constexpr int64_t SLOTS = 64;   // pieces that the work is cut into at most, each with its own scratch
 
 // before and after: channels that the window of a sum reaches on each side; ratio = alpha / size
@@ -53,7 +53,10 @@ GPUCNN_CLONES void forward_block(const T* __restrict x, T* __restrict y, T* __re
     T sum[BLOCK], power[BLOCK];
     for (int64_t c = 0; c < norm.channels; ++c) {
         const int64_t row = c * norm.pixels;
-        sum_window(sum, norm, c, count, [&](int64_t j, int64_t i) { return x[j * norm.pixels + i] * x[j * norm.pixels + i]; });
+        sum_window(sum, norm, c, count, [&](int64_t j, int64_t i) {
+            const T value = x[j * norm.pixels + i];
+            return value * value;
+        });
         for (int64_t i = 0; i < count; ++i) scale[row + i] = norm.k + norm.ratio * sum[i];
         negative_power(scale + row, power, count, norm.beta);
         for (int64_t i = 0; i < count; ++i) y[row + i] = x[row + i] * power[i];
@@ -112,9 +115,9 @@ void local_response_norm_backward(const T* x, const T* scale, const T* gy, T* gx
     // c lies in the window of j if j lies in the mirrored window of c.
     const Norm<T> norm{extents.C, extents.L, (size - 1) / 2, size / 2, T(alpha / double(size)), T(beta), T(0)};
     const int64_t slot_size = norm.channels * BLOCK;
-    std::vector<T> terms(SLOTS * slot_size);
+    const std::unique_ptr<T[]> terms(new T[SLOTS * slot_size]);  // not set: only the slots in use should cost anything
     for_each_block(norm, extents.N, [&](int64_t first, int64_t count, int64_t slot) {
-        backward_block(x + first, scale + first, gy + first, gx + first, terms.data() + slot * slot_size, norm, count);
+        backward_block(x + first, scale + first, gy + first, gx + first, terms.get() + slot * slot_size, norm, count);
     });
 }
 

@@ -4,99 +4,153 @@
 //                         indices = h * W + w of the winner in its H x W plane (PyTorch's convention)
 //   max_pool2d_backward   gx = sum of gy over the windows that chose this element
 //
-// Outputs are overwritten.
+// Forward computes neighbouring windows of a row side by side in GCC's vector extensions and without branches, which random
+// data would make the processor guess wrong half of the time. It reads planes as they are where every window lies inside
+// them, else a copy with a border of -inf. Outputs are overwritten.
+#include <algorithm>
 #include <atomic>
 #include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "pool2d.hpp"
 
 namespace gpucnn {
 namespace {
 
-struct MaxPool {
-    Planes planes;
-    Spans rows, columns;
-    int64_t dilation_h, dilation_w;
-    int64_t inner_begin, inner_end;  // outputs q whose windows lie wholly inside the row
-};
+constexpr int64_t SLOTS = 64;  // pieces that the planes are cut into at most, each with its own bordered copy
 
 template <class T>
-inline void max_of_window(const T* x, int64_t W, Span row, Span column, const MaxPool& pool, T* y, int64_t* index) {
-    T best = -std::numeric_limits<T>::infinity();
-    int64_t winner = row.begin * W + column.begin;
-    for (int64_t h = row.begin; h < row.end; h += pool.dilation_h)
-        for (int64_t w = column.begin; w < column.end; w += pool.dilation_w) {
-            const T value = x[h * W + w];
-            if (value > best || value != value) best = value, winner = h * W + w;
-        }
-    *y = best;
-    *index = winner;
-}
+struct Lanes {
+    using Place = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    static constexpr int64_t COUNT = 32 / sizeof(T);
+    typedef T Values __attribute__((vector_size(32)));
+    typedef Place Places __attribute__((vector_size(32)));
+    typedef T UnalignedValues __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+    typedef Place UnalignedPlaces __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+};
 
-// Outputs [0, count) of one row whose K x K windows lie wholly inside the plane, the first one starting at x[first]:
-// branch-free, so that the compiler computes many windows at once.
-template <class T, int K, int STRIDE>
-inline void max_of_inner_row(const T* __restrict x, int64_t W, int64_t first, int64_t count, T* __restrict y,
-                             int64_t* __restrict indices) {
-    using Offset = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // as wide as T: one vector of each
-    for (int64_t q = 0; q < count; ++q) {
-        T best = -std::numeric_limits<T>::infinity();
-        Offset winner = 0;
-        for (int r = 0; r < K; ++r)
-            for (int s = 0; s < K; ++s) {
-                const T value = x[first + q * STRIDE + r * W + s];
-                const bool wins = (value > best) | (value != value);
-                best = wins ? value : best;
-                winner = wins ? Offset(r * W + s) : winner;
-            }
-        y[q] = best;
-        indices[q] = first + q * STRIDE + winner;
+// Places are relative to the window's start in the unbordered plane: r * dilation_h * W + s * dilation_w.
+template <class T>
+struct MaxPool {
+    int64_t W, P, Q, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    int64_t pitch;  // elements from one row of what is read to the next
+    const typename Lanes<T>::Place *first_row, *first_column;  // of the first place that is not border, for each p and q
+};
+
+// STRIDE 0: any
+template <class T, int STRIDE>
+[[gnu::always_inline]] inline void load_strided(const T* x, int64_t stride, typename Lanes<T>::Values& value) {
+    constexpr int64_t COUNT = Lanes<T>::COUNT;
+    using Unaligned = typename Lanes<T>::UnalignedValues;
+    if constexpr (STRIDE == 1) {
+        value = *reinterpret_cast<const Unaligned*>(x);
+    } else if constexpr (STRIDE == 2) {
+        typename Lanes<T>::Places even{};  // among x[0 .. COUNT) and x[COUNT - 1 .. 2 COUNT - 1): no element further is read
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < COUNT; ++i) even[i] = 2 * i < COUNT ? 2 * i : 2 * i + 1;
+        const typename Lanes<T>::Values low = *reinterpret_cast<const Unaligned*>(x);
+        const typename Lanes<T>::Values high = *reinterpret_cast<const Unaligned*>(x + COUNT - 1);
+        value = __builtin_shuffle(low, high, even);
+    } else {
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < COUNT; ++i) value[i] = x[i * stride];
     }
 }
 
-// K = 0: any window.
-template <class T, int K, int STRIDE>
-GPUCNN_CLONES void max_pool_planes(const T* x, T* y, int64_t* indices, const MaxPool& pool, int64_t begin, int64_t end) {
-    const auto [count, H, W, P, Q] = pool.planes;
-    for (int64_t plane = begin; plane < end; ++plane)
-        for (int64_t p = 0; p < P; ++p) {
-            const T* from = x + plane * H * W;
-            T* to = y + (plane * P + p) * Q;
-            int64_t* winners = indices + (plane * P + p) * Q;
-            const Span row = pool.rows[p];
-            const bool inner = K > 0 && row.end - row.begin == K;
-            const int64_t inner_begin = inner ? pool.inner_begin : Q, inner_end = inner ? pool.inner_end : Q;
-            for (int64_t q = 0; q < inner_begin; ++q)
-                max_of_window(from, W, row, pool.columns[q], pool, to + q, winners + q);
-            if constexpr (K > 0)
-                if (inner_begin < inner_end)
-                    max_of_inner_row<T, K, STRIDE>(from, W, row.begin * W + pool.columns[inner_begin].begin,
-                                                   inner_end - inner_begin, to + inner_begin, winners + inner_begin);
-            for (int64_t q = inner_end; q < Q; ++q)
-                max_of_window(from, W, row, pool.columns[q], pool, to + q, winners + q);
+// The maxima of COUNT windows of one row, the first one starting at x[0], and their places; winner comes in as the first
+// place of each window that is not border.
+template <class T, int STRIDE>
+[[gnu::always_inline]] inline void max_of_windows(const T* x, const MaxPool<T>& pool, typename Lanes<T>::Values& best,
+                                                  typename Lanes<T>::Places& winner) {
+    best = typename Lanes<T>::Values{} - std::numeric_limits<T>::infinity();
+    for (int64_t r = 0; r < pool.kernel_h; ++r)
+        for (int64_t s = 0; s < pool.kernel_w; ++s) {
+            typename Lanes<T>::Values value;
+            load_strided<T, STRIDE>(x + r * pool.dilation_h * pool.pitch + s * pool.dilation_w, pool.stride_w, value);
+            const typename Lanes<T>::Places wins = (value > best) | (value != value);
+            const auto place = typename Lanes<T>::Place(r * pool.dilation_h * pool.W + s * pool.dilation_w);
+            best = wins ? value : best;
+            winner = wins ? place - typename Lanes<T>::Places{} : winner;
         }
 }
 
-MaxPool plan_max_pool(const Planes& planes, const Window& window, const char* operation) {
-    MaxPool pool{planes, window_spans(window, 0, planes.H, planes.P, false, operation),
-                 window_spans(window, 1, planes.W, planes.Q, false, operation), window[6], window[7], 0, planes.Q};
-    const auto cut = [&](int64_t q) { return pool.columns[q].divisor < (window[1] - 1) * window[7] + 1; };
-    while (pool.inner_end > 0 && cut(pool.inner_end - 1)) --pool.inner_end;
-    while (pool.inner_begin < pool.inner_end && cut(pool.inner_begin)) ++pool.inner_begin;
-    return pool;
+template <class T, int STRIDE, int KERNEL>
+GPUCNN_CLONES void max_pool_plane(const T* x, const MaxPool<T>& plan, T* y, int64_t* indices) {
+    MaxPool<T> pool = plan;  // a copy, which writing y and indices cannot change
+    if constexpr (KERNEL > 0) {
+        pool.kernel_h = pool.kernel_w = KERNEL;
+        pool.dilation_h = pool.dilation_w = 1;
+    }
+    const int64_t count = std::min(Lanes<T>::COUNT, pool.Q);
+    for (int64_t p = 0; p < pool.P; ++p, y += pool.Q, indices += pool.Q)
+        for (int64_t done = 0; done < pool.Q; done += count) {
+            const int64_t q = std::min(done, pool.Q - count);  // at the end of a row the last windows again, not fewer
+            typename Lanes<T>::Values best;
+            const auto* first = reinterpret_cast<const typename Lanes<T>::UnalignedPlaces*>(pool.first_column + q);
+            typename Lanes<T>::Places winner = pool.first_row[p] + *first;
+            max_of_windows<T, STRIDE>(x + p * pool.stride_h * pool.pitch + q * pool.stride_w, pool, best, winner);
+            const int64_t start = (p * pool.stride_h - pool.pad_h) * pool.W + q * pool.stride_w - pool.pad_w;
+            if (count == Lanes<T>::COUNT) {
+                *reinterpret_cast<typename Lanes<T>::UnalignedValues*>(y + q) = best;
+#pragma GCC unroll 8
+                for (int64_t lane = 0; lane < Lanes<T>::COUNT; ++lane)
+                    indices[q + lane] = start + lane * pool.stride_w + winner[lane];
+            } else
+                for (int64_t lane = 0; lane < count; ++lane) {
+                    y[q + lane] = best[lane];
+                    indices[q + lane] = start + lane * pool.stride_w + winner[lane];
+                }
+        }
 }
 
 template <class T>
-auto max_pool_function(const Window& window, int64_t W) {
-    const auto is = [&](int64_t kernel, int64_t stride) {
-        return window[0] == kernel && window[1] == kernel && window[2] == stride && window[3] == stride;
-    };
-    const bool dense = window[6] == 1 && window[7] == 1 && W < (int64_t(1) << 29);  // 3 rows of offsets fit an int32
-    if (dense && is(2, 2)) return &max_pool_planes<T, 2, 2>;
-    if (dense && is(3, 2)) return &max_pool_planes<T, 3, 2>;
-    if (dense && is(3, 1)) return &max_pool_planes<T, 3, 1>;
-    return &max_pool_planes<T, 0, 0>;
+auto max_pool_function(const Window& window) {
+    const auto [kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w] = window;
+    const int64_t kernel = kernel_h == kernel_w && dilation_h == 1 && dilation_w == 1 ? kernel_h : 0;
+    if (stride_w == 1) return kernel == 3 ? &max_pool_plane<T, 1, 3> : &max_pool_plane<T, 1, 0>;
+    if (stride_w == 2 && kernel == 2) return &max_pool_plane<T, 2, 2>;
+    if (stride_w == 2) return kernel == 3 ? &max_pool_plane<T, 2, 3> : &max_pool_plane<T, 2, 0>;
+    return &max_pool_plane<T, 0, 0>;
+}
+
+// One call: its geometry, and what the pointers in it point to.
+template <class T>
+struct Plan {
+    MaxPool<T> pool;
+    std::vector<typename Lanes<T>::Place> first_row, first_column;
+    int64_t copy_h, copy_w;  // extents of a bordered copy; 0 where the planes are read as they are
+};
+
+template <class T>
+Plan<T> make_plan(const Planes& planes, const Window& window, const char* operation) {
+    const auto [count, H, W, P, Q] = planes;
+    const auto [kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w] = window;
+    const Spans rows = window_spans(window, 0, H, P, false, operation);
+    const Spans columns = window_spans(window, 1, W, Q, false, operation);
+    const int64_t computed = std::max(Q, Lanes<T>::COUNT);  // windows of a row
+    const int64_t needed_h = (P - 1) * stride_h + (kernel_h - 1) * dilation_h + 1;
+    const int64_t needed_w = (computed - 1) * stride_w + (kernel_w - 1) * dilation_w + 1;
+    expect((H + needed_h) < (int64_t{1} << 31) / (1 + W), operation, "a plane must have fewer than 2^30 elements");
+    const bool bordered = pad_h > 0 || pad_w > 0 || needed_h > H || needed_w > W;
+    Plan<T> plan{{W, P, Q, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+                  bordered ? needed_w : W, nullptr, nullptr},
+                 std::vector<typename Lanes<T>::Place>(P), std::vector<typename Lanes<T>::Place>(computed),
+                 bordered ? needed_h : 0, bordered ? needed_w : 0};
+    for (int64_t p = 0; p < P; ++p) plan.first_row[p] = (rows[p].begin - p * stride_h + pad_h) * W;
+    for (int64_t q = 0; q < Q; ++q) plan.first_column[q] = columns[q].begin - q * stride_w + pad_w;
+    plan.pool.first_row = plan.first_row.data();
+    plan.pool.first_column = plan.first_column.data();
+    return plan;
+}
+
+// Fills the inside of a copy whose border is set; rows and columns that no window reads are left out.
+template <class T>
+void copy_inside_border(const T* x, int64_t H, const Plan<T>& plan, T* copy) {
+    const MaxPool<T>& pool = plan.pool;
+    const int64_t rows = std::min(H, plan.copy_h - pool.pad_h), columns = std::min(pool.W, plan.copy_w - pool.pad_w);
+    for (int64_t h = 0; h < rows; ++h)
+        std::copy_n(x + h * pool.W, columns, copy + (h + pool.pad_h) * plan.copy_w + pool.pad_w);
 }
 
 // False, with gx zero, if an index lies outside the plane.
@@ -113,10 +167,18 @@ GPUCNN_CLONES bool max_pool_backward_plane(const T* gy, const int64_t* indices, 
 
 template <class T>
 void max_pool2d_forward(const T* x, T* y, int64_t* indices, const Planes& planes, const Window& window) {
-    const MaxPool pool = plan_max_pool(planes, window, "max_pool2d_forward");
-    const auto function = max_pool_function<T>(window, planes.W);
-    parallel_for_ranges(planes.count, plane_grain(planes),
-                        [&](int64_t begin, int64_t end) { function(x, y, indices, pool, begin, end); });
+    const Plan<T> plan = make_plan<T>(planes, window, "max_pool2d_forward");
+    const auto pool_plane = max_pool_function<T>(window);
+    const int64_t inputs = planes.H * planes.W, outputs = planes.P * planes.Q, copied = plan.copy_h * plan.copy_w;
+    const int64_t grain = std::max(plane_grain(planes), (planes.count + SLOTS - 1) / SLOTS);
+    std::vector<T> copies(copied * ((planes.count + grain - 1) / grain), -std::numeric_limits<T>::infinity());
+    parallel_for_ranges(planes.count, grain, [&](int64_t begin, int64_t end) {
+        T* const copy = copies.data() + begin / grain * copied;
+        for (int64_t i = begin; i < end; ++i) {
+            if (copied) copy_inside_border(x + i * inputs, planes.H, plan, copy);
+            pool_plane(copied ? copy : x + i * inputs, plan.pool, y + i * outputs, indices + i * outputs);
+        }
+    });
 }
 
 template <class T>

@@ -18,42 +18,30 @@ namespace {
 using std::uint32_t;
 using std::uint64_t;
 
-constexpr int BLOCKS = 16;         // counter blocks computed side by side: one AVX-512 register per counter word
+constexpr int BLOCKS = 64;         // counter blocks drawn at a time
 constexpr int WORDS = 4 * BLOCKS;  // random words they give
 
-template <int LANES>
-struct Counters {
-    uint32_t word[4][LANES];
-};
+using Block = std::array<uint32_t, 4>;
 
-template <int LANES>
-inline void philox4x32_10(Counters<LANES>& counters, uint32_t key0, uint32_t key1) {
-    auto& [c0, c1, c2, c3] = counters.word;
+inline Block philox4x32_10(Block counter, uint32_t key0, uint32_t key1) {
+#pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
-        for (int i = 0; i < LANES; ++i) {
-            const uint64_t product0 = uint64_t(0xD2511F53) * c0[i];
-            const uint64_t product1 = uint64_t(0xCD9E8D57) * c2[i];
-            c0[i] = uint32_t(product1 >> 32) ^ c1[i] ^ key0;
-            c1[i] = uint32_t(product1);
-            c2[i] = uint32_t(product0 >> 32) ^ c3[i] ^ key1;
-            c3[i] = uint32_t(product0);
-        }
+        const uint64_t product0 = uint64_t(0xD2511F53) * counter[0], product1 = uint64_t(0xCD9E8D57) * counter[2];
+        counter = {uint32_t(product1 >> 32) ^ counter[1] ^ key0, uint32_t(product1),
+                   uint32_t(product0 >> 32) ^ counter[3] ^ key1, uint32_t(product0)};
         key0 += 0x9E3779B9;
         key1 += 0xBB67AE85;
     }
+    return counter;
 }
 
 // words[4 * i + k] = word k of block first + i
-inline void philox_words(uint32_t* words, uint64_t seed, uint64_t first) {
-    Counters<BLOCKS> counters;
+inline void philox_words(uint32_t* __restrict words, uint64_t seed, uint64_t first) {
     for (int i = 0; i < BLOCKS; ++i) {
-        counters.word[0][i] = uint32_t(first + i);
-        counters.word[1][i] = uint32_t((first + i) >> 32);
-        counters.word[2][i] = counters.word[3][i] = 0;
+        const Block counter{uint32_t(first + i), uint32_t((first + i) >> 32), 0, 0};
+        const Block block = philox4x32_10(counter, uint32_t(seed), uint32_t(seed >> 32));
+        for (int k = 0; k < 4; ++k) words[4 * i + k] = block[k];
     }
-    philox4x32_10(counters, uint32_t(seed), uint32_t(seed >> 32));
-    for (int i = 0; i < BLOCKS; ++i)
-        for (int k = 0; k < 4; ++k) words[4 * i + k] = counters.word[k][i];
 }
 
 GPUCNN_CLONES void philox_range(uint32_t* out, uint64_t seed, uint64_t first, int64_t count) {
@@ -86,9 +74,7 @@ void philox_uint32(uint32_t* out, int64_t count, uint64_t seed, uint64_t offset)
 }
 
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
-    Counters<1> counters{{{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}}};
-    philox4x32_10(counters, key[0], key[1]);
-    return {counters.word[0][0], counters.word[1][0], counters.word[2][0], counters.word[3][0]};
+    return philox4x32_10(counter, key[0], key[1]);
 }
 
 template <class T>
