@@ -34,9 +34,11 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def bare_environment(folder: Path) -> Path:
-    """A new virtual environment; returns its python."""
+    """A new virtual environment; returns its python. Python 3.11 gives it a setuptools too old to build with."""
+    python = folder / "bin" / "python"
     run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
-    return folder / "bin" / "python"
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools", cwd=folder)
+    return python
 
 
 def add_dependencies(python: Path) -> None:

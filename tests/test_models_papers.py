@@ -138,7 +138,7 @@ def test_alexnet_groups_and_norms():
 
 
 def test_alexnet_starts_as_the_paper_says():
-    model = models.alexnet(variant="paper", width=1 / 4)
+    model = models.alexnet(variant="paper", image_size=67)
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     for layer, bias in zip(layers, [0, 1, 0, 1, 1, 1, 1, 0], strict=True):
         assert_equal(layer.bias, np.full(layer.bias.shape, bias))
