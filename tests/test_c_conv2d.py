@@ -284,6 +284,9 @@ def strided(array, layout):
         (3, 14, 16, 32),
         (1, 128, 84, 10),
         (1, 1, 600, 70),
+        (2, 5, 50, 37),
+        (1, 14, 16, 66),
+        (1, 8, 333, 3),
         (2, 3, 0, 4),
         (0, 3, 2, 4),
         (1, 0, 2, 4),
@@ -314,14 +317,16 @@ def test_gemm_broadcasts_by_zero_strides():
     np.testing.assert_array_equal(c, a @ b)
 
 
-def test_gemm_bits_do_not_depend_on_threads():
+@pytest.mark.parametrize("layout", ("plain", "transposed"))
+@pytest.mark.parametrize("rows", (3, 14, 150))
+def test_gemm_bits_do_not_depend_on_threads(rows, layout):
     generator = np.random.default_rng(7)
-    a, b = generator.standard_normal((1, 150, 700)), generator.standard_normal((1, 700, 90))
+    a, b = generator.standard_normal((1, rows, 700)), generator.standard_normal((1, 700, 270))
     results = []
     for threads in (1, 2, 5):
         _C.set_num_threads(threads)
-        c = np.full((1, 150, 90), np.nan)
-        _C.gemm(a, b, c)
+        c = np.full((1, rows, 270), np.nan)
+        _C.gemm(a, strided(b, layout), c)
         results.append(c.tobytes())
     assert results[0] == results[1] == results[2]
     assert np.all(np.abs(c - a @ b) <= 1e-13 * (np.abs(a) @ np.abs(b)))
