@@ -195,6 +195,26 @@ void define_conv2d(py::module_& m) {
         array("gy"), array("gb"));
 }
 
+template <class T>
+void define_csr_matmul(py::module_& m) {
+    m.def(
+        "csr_matmul",
+        [](const Array<T>& values, const Array<int64_t>& columns, const Array<int64_t>& starts, const Array<T>& dense,
+           Array<T>& out) {
+            expect(dense.ndim() == 2 && starts.ndim() == 1 && starts.size() >= 1, "csr_matmul",
+                   "dense must be a matrix and starts (rows + 1,)");
+            const int64_t rows = starts.size() - 1, inner = dense.shape(0), width = dense.shape(1);
+            expect_shape(values, {values.size()}, "csr_matmul", "values");
+            expect_shape(columns, {values.size()}, "csr_matmul", "columns");
+            expect_shape(out, {rows, width}, "csr_matmul", "out");
+            T* const result = out.mutable_data();
+            const py::gil_scoped_release released;
+            csr_matmul(Csr{starts.data(), columns.data(), rows}, values.data(), values.size(), dense.data(), result, inner,
+                       width);
+        },
+        array("values"), array("columns"), array("starts"), array("dense"), array("out"));
+}
+
 // ---- pooling ----
 
 Planes planes_of(const py::array& x, const py::array& y, const char* operation) {
@@ -497,6 +517,7 @@ template <class T>
 void define_all(py::module_& m) {
     define_gemm<T>(m);
     define_conv2d<T>(m);
+    define_csr_matmul<T>(m);
     define_max_pool2d<T>(m);
     define_avg_pool2d<T>(m);
     define_batch_norm<T>(m);

@@ -41,6 +41,18 @@ void gemm(const Batch<T>& a, const Batch<T>& b, T* c, const T* bias, int64_t bat
 // The instruction set that the register tile runs on: avx512, avx2 or generic.
 const char* instruction_set();
 
+// ---- toeplitz.cpp ----
+
+// Where the values of a sparse matrix stand: row i has the entries from starts[i] to starts[i + 1].
+struct Csr {
+    const int64_t *starts, *columns;
+    int64_t rows;
+};
+
+// out (rows, width) = the sparse matrix (rows, inner) with `entries` values @ dense (inner, width)
+template <class T>
+void csr_matmul(const Csr& csr, const T* values, int64_t entries, const T* dense, T* out, int64_t inner, int64_t width);
+
 // ---- max_pool2d.cpp, avg_pool2d.cpp ----
 
 using Window = std::array<int64_t, 8>;  // kernel, stride, padding, dilation, each (h, w)

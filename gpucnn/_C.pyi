@@ -46,6 +46,15 @@ def conv2d_backward_weight_direct(
 def conv2d_backward_bias(gy: NDArray[Float], gb: NDArray[Float]) -> None: ...
 def conv2d_im2col_workspace_bytes(shape: Sequence[int], item_size: int) -> int: ...
 
+# toeplitz.cpp: values and columns (entries,), starts (rows + 1,), dense (inner, width), out (rows, width)
+def csr_matmul(
+    values: NDArray[Float],
+    columns: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    dense: NDArray[Float],
+    out: NDArray[Float],
+) -> None: ...
+
 # max_pool2d.cpp, avg_pool2d.cpp: x (N, C, H, W), y (N, C, P, Q); window:
 # kernel_h kernel_w stride_h stride_w padding_h padding_w dilation_h dilation_w
 def max_pool2d_forward(

@@ -154,7 +154,7 @@ def test_choice_of_algorithm():
 def test_table_of_algorithms():
     shape = ops.conv_shape((4, 8, 14, 14), (16, 8, 3, 3))
     entries = [entry for table in ops.ALGORITHMS.values() for entry in table.values()]
-    assert len(entries) == 6
+    assert len(entries) == 9
     assert all(entry.deterministic for entry in entries)
     assert all(entry.workspace_bytes(shape, np.dtype(np.float32)) >= 0 for entry in entries)
 
@@ -180,7 +180,12 @@ ERRORS = [
     ((X, WEIGHT.astype(float)), {}, TypeError, "weight is float64 but x is float32; convert one of them"),
     ((X.astype(int), WEIGHT), {}, TypeError, "x is int64; it must be float32 or float64"),
     ((X.tolist(), WEIGHT), {}, TypeError, "x is list; it must be a Tensor or a NumPy array"),
-    ((X, WEIGHT), {"algorithm": "fft"}, gpucnn.UnsupportedAlgorithm, "'fft' is unknown; use 'auto' or one of direct"),
+    (
+        (X, WEIGHT),
+        {"algorithm": "none"},
+        gpucnn.UnsupportedAlgorithm,
+        "'none' is unknown; use 'auto' or one of direct",
+    ),
 ]
 
 

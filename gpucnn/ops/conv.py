@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
+from gpucnn.ops import conv_toeplitz
 from gpucnn.ops.shapes import ConvShape, require_float
 
 
@@ -48,17 +49,37 @@ def _im2col_workspace(shape: ConvShape, dtype: np.dtype) -> int:
     return _C.conv2d_im2col_workspace_bytes(shape.flat, dtype.itemsize)
 
 
-def _table(direct: Callable[..., None], im2col: Callable[..., None]) -> dict[str, Algorithm]:
-    return {
-        "direct": Algorithm(_everything, _no_workspace, True, direct),
-        "im2col": Algorithm(_everything, _im2col_workspace, True, im2col),
-    }
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of the extension, which takes the shape as plain integers."""
+
+    def run(*arguments: Any) -> None:
+        *arrays, shape = arguments
+        function(*arrays, shape.flat)
+
+    return run
+
+
+def _table(**algorithms: tuple[Any, ...]) -> dict[str, Algorithm]:
+    """Rows of (supports, workspace_bytes, run); none of them adds across threads, so all are deterministic."""
+    return {name: Algorithm(supports, workspace, True, run) for name, (supports, workspace, run) in algorithms.items()}
 
 
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
-    "conv2d_forward": _table(_C.conv2d_forward_direct, _C.conv2d_forward_im2col),
-    "conv2d_backward_input": _table(_C.conv2d_backward_input_direct, _C.conv2d_backward_input_im2col),
-    "conv2d_backward_weight": _table(_C.conv2d_backward_weight_direct, _C.conv2d_backward_weight_im2col),
+    "conv2d_forward": _table(
+        direct=(_everything, _no_workspace, _compiled(_C.conv2d_forward_direct)),
+        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_forward_im2col)),
+        toeplitz=(conv_toeplitz.supports, conv_toeplitz.forward_workspace, conv_toeplitz.forward),
+    ),
+    "conv2d_backward_input": _table(
+        direct=(_everything, _no_workspace, _compiled(_C.conv2d_backward_input_direct)),
+        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_input_im2col)),
+        toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_input_workspace, conv_toeplitz.backward_input),
+    ),
+    "conv2d_backward_weight": _table(
+        direct=(_everything, _no_workspace, _compiled(_C.conv2d_backward_weight_direct)),
+        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_weight_im2col)),
+        toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_weight_workspace, conv_toeplitz.backward_weight),
+    ),
 }
 
 
@@ -104,7 +125,7 @@ def conv2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: 
     entry = find("conv2d_forward", shape, x.dtype, algorithm)
     y = np.empty(shape.y, x.dtype)
     contiguous_bias = None if bias is None else np.ascontiguousarray(bias)
-    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(weight), contiguous_bias, y, shape.flat)
+    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(weight), contiguous_bias, y, shape)
     return y
 
 
@@ -113,7 +134,7 @@ def conv2d_backward_input(gy: Any, weight: Any, shape: ConvShape, algorithm: str
     require_float("conv2d_backward_input", gy=gy, weight=weight)
     entry = find("conv2d_backward_input", shape, gy.dtype, algorithm)
     gx = np.empty(shape.x, gy.dtype)
-    entry.run(np.ascontiguousarray(gy), np.ascontiguousarray(weight), gx, shape.flat)
+    entry.run(np.ascontiguousarray(gy), np.ascontiguousarray(weight), gx, shape)
     return gx
 
 
@@ -122,7 +143,7 @@ def conv2d_backward_weight(x: Any, gy: Any, shape: ConvShape, algorithm: str = "
     require_float("conv2d_backward_weight", x=x, gy=gy)
     entry = find("conv2d_backward_weight", shape, gy.dtype, algorithm)
     gw = np.empty(shape.weight, gy.dtype)
-    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(gy), gw, shape.flat)
+    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(gy), gw, shape)
     return gw
 
 
