@@ -155,13 +155,19 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     seed = check_integer("split", "seed", seed, 0)
     if len(dataset) < 2:
         raise ValueError(f"split: {dataset.name!r} has 1 image; two parts need at least 2")
-    total = min(max(round(fraction * len(dataset)), 1), len(dataset) - 1)
-    generator = np.random.default_rng(seed)
-    validation = np.zeros(len(dataset), dtype=bool)
-    for label, share in enumerate(_shares(np.bincount(dataset.labels).tolist(), total)):
-        members = np.flatnonzero(dataset.labels == label)
-        validation[generator.permutation(members)[:share]] = True
+    validation = draw_part(dataset.labels, fraction, seed)
     return dataset.take(np.flatnonzero(~validation)), dataset.take(np.flatnonzero(validation))
+
+
+def draw_part(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which of these labels, (N,) with N >= 2, split() draws for the second part: bool (N,)."""
+    total = min(max(round(fraction * len(labels)), 1), len(labels) - 1)
+    generator = np.random.default_rng(seed)
+    drawn = np.zeros(len(labels), dtype=bool)
+    for label, share in enumerate(_shares(np.bincount(labels).tolist(), total)):
+        members = np.flatnonzero(labels == label)
+        drawn[generator.permutation(members)[:share]] = True
+    return drawn
 
 
 def _shares(counts: list[int], total: int) -> list[int]:

@@ -5,37 +5,60 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from gpucnn.data import cifar, mnist
+from gpucnn.data import cifar, folders, mnist
+from gpucnn.data.checks import check_size
 from gpucnn.data.dataset import Splits
+
+Size = tuple[int, int] | None  # height, width in pixels
 
 
 class Format(NamedTuple):
-    """A layout of files: what it looks like, in words; whether a directory has it; how it is read."""
+    """A layout of files: what it looks like, in words; whether a directory has it; how it is read, in which size."""
 
     looked_for: str
     recognises: Callable[[Path], bool]
-    load: Callable[[Path], Splits]
+    load: Callable[[Path, Size], Splits]
+
+
+def _of_one_size(read: Callable[[Path], Splits]) -> Callable[[Path, Size], Splits]:
+    """The reader of a format whose images have one size already."""
+    return lambda directory, size: _resize(read(directory), size)
+
+
+def _resize(splits: Splits, size: Size) -> Splits:
+    return splits if size is None else Splits(*(part.resize(size) for part in splits))
 
 
 BUNDLED: dict[str, Callable[[], Splits]] = {"digits": mnist.load_digits}
 FORMATS = (
-    Format(f"MNIST's {mnist.IDX_FILES} (or .gz)", mnist.has_idx_files, mnist.load_idx_files),
-    Format("CIFAR-10's data_batch_1.bin … and test_batch.bin", cifar.has_cifar10, cifar.load_cifar10),
-    Format("CIFAR-100's train.bin and test.bin", cifar.has_cifar100, cifar.load_cifar100),
+    Format(f"MNIST's {mnist.IDX_FILES} (or .gz)", mnist.has_idx_files, _of_one_size(mnist.load_idx_files)),
+    Format("CIFAR-10's data_batch_1.bin … and test_batch.bin", cifar.has_cifar10, _of_one_size(cifar.load_cifar10)),
+    Format("CIFAR-100's train.bin and test.bin", cifar.has_cifar100, _of_one_size(cifar.load_cifar100)),
+    Format(
+        "PNG or JPEG pictures in class folders, or in train/CLASS and test/CLASS or val/CLASS",
+        folders.has_class_folders,
+        folders.load_class_folders,
+    ),
 )
 
 
-def load(source: str | os.PathLike) -> Splits:
+def load(source: str | os.PathLike, *, image_size: int | tuple[int, int] | None = None) -> Splits:
     """(train, test), two Datasets: a bundled data set by its name, or a directory in a known format.
 
-    source: "digits", or a directory (one that is called digits is "./digits") with MNIST's four IDX files or the
-        binary version of CIFAR-10 or CIFAR-100
+    source: "digits", or a directory (one that is called digits is "./digits") with MNIST's four IDX files, the
+        binary version of CIFAR-10 or CIFAR-100, or PNG and JPEG pictures in folders named after their classes
+    image_size: a side or (height, width) in pixels that all images are scaled to; None leaves them as they are, and
+        scales pictures in class folders to the size of the first training picture, 256 pixels a side at most. All are
+        kept in memory, channels · height · width bytes each
 
     Raises FileNotFoundError or NotADirectoryError where there is no such name or directory, ValueError where
-    it holds nothing known or a file is not what it should be, OSError where a file cannot be read.
+    it holds nothing known or a file is not what it should be, OSError where a file cannot be read, TypeError or
+    ValueError for an image_size that is none.
     """
+    if image_size is not None:
+        image_size = check_size("load", "image_size", image_size)
     if source in BUNDLED:
-        return BUNDLED[source]()
+        return _resize(BUNDLED[source](), image_size)
     directory = Path(source)
     names = ", ".join(BUNDLED)
     if not directory.exists():
@@ -44,6 +67,6 @@ def load(source: str | os.PathLike) -> Splits:
         raise NotADirectoryError(f"load: {str(source)!r} is a file; give the directory it is in, or {names}")
     for known in FORMATS:
         if known.recognises(directory):
-            return known.load(directory)
+            return known.load(directory, image_size)
     looked_for = "; ".join(known.looked_for for known in FORMATS)
     raise ValueError(f"load: {str(source)!r} holds no data set in a known format; looked for {looked_for}")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpucnn import checkpoint
 from gpucnn import functional as F
 from gpucnn.data import Normalize
+from gpucnn.data.pictures import read_image as read_image
 from gpucnn.models import Network
 from gpucnn.tensor import Tensor, no_grad
 from gpucnn.train.evaluation import default_batch_size, evaluating
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-FORMATS = ("PNG", "JPEG")
-MAX_PIXELS = 64_000_000
 CLEARLY = 0.2  # how far from mid-grey the training images' mean must be to tell dark from light
 
 
@@ -109,54 +103,3 @@ def _doubt(trained: TrainedModel, image: np.ndarray) -> str:
         return ""
     looks, trained_on = ("dark on light", "light on dark") if usual < 0.5 else ("light on dark", "dark on light")
     return f"it looks {looks}, but the network was trained on {trained_on}"
-
-
-def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
-    """The picture at `path` as uint8 (channels, height, width); channels is 1 (grey) or 3 (red, green, blue).
-
-    Raises FileNotFoundError, OSError or ValueError, naming the file, unless it is a PNG or JPEG picture of at most
-    MAX_PIXELS pixels. Source of the limits: Pillow's notes on decompression bombs.
-    """
-    from PIL import Image
-
-    channels, height, width = shape
-    if channels not in (1, 3):
-        raise ValueError(f"{path}: the network takes {channels} channels; pictures give 1 or 3")
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such image; check the path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as picture:
-                _check_size(path, picture)
-                pixels = _upright(picture, "L" if channels == 1 else "RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path}: the image has more than {MAX_PIXELS:,} pixels; use a smaller copy") from error
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a {' or '.join(FORMATS)} image; convert it first") from error
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises for damaged files
-        raise OSError(f"{path}: the image cannot be read ({error})") from error
-    resized = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized).reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _check_size(path: str | os.PathLike[str], picture: Image.Image) -> None:
-    pixels = picture.width * picture.height
-    if pixels > MAX_PIXELS:
-        raise ValueError(
-            f"{path}: the image has {picture.width}×{picture.height} pixels; at most {MAX_PIXELS:,} are read; "
-            "use a smaller copy"
-        )
-
-
-def _upright(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture turned as its EXIF orientation says, without transparency, as "L" or "RGB"."""
-    from PIL import Image, ImageOps
-
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel: convert() would cut them off at 255
-        picture = Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert(mode)

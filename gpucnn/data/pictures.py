@@ -1,0 +1,97 @@
+"""PNG and JPEG files as arrays of pixels. A file is not trusted: its size is checked before it is unpacked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("PNG", "JPEG")
+MAX_PIXELS = 64_000_000
+
+# What Pillow raises for damaged files, beside its own errors.
+_DAMAGED = (
+    *(OSError, EOFError, SyntaxError, LookupError, TypeError, ValueError, ArithmeticError),
+    *(struct.error, zlib.error),
+)
+
+
+def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int]) -> np.ndarray:
+    """The picture at `path` as uint8 (channels, height, width); channels is 1 (grey) or 3 (red, green, blue).
+
+    Raises FileNotFoundError, OSError or ValueError, naming the file, unless it is a PNG or JPEG picture of at most
+    MAX_PIXELS pixels. Source of the limits: Pillow's notes on decompression bombs.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise ValueError(f"{path}: the network takes {channels} channels; pictures give 1 or 3")
+    with strict_warnings():
+        picture, _ = open_upright(path, "L" if channels == 1 else "RGB")
+    return resized(picture, (height, width))
+
+
+@contextlib.contextmanager
+def strict_warnings() -> Iterator[None]:
+    """Make errors of Pillow's warnings of huge pictures; to be entered around open_upright, outside of threads."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of metadata that nothing here reads
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def open_upright(path: str | os.PathLike[str], mode: str) -> tuple[Image.Image, bool]:
+    """(picture, grey): unpacked, turned as its EXIF orientation says, on white where transparent, as "L" or "RGB".
+
+    grey tells whether the file holds shades of grey. Raises as read_image does.
+    """
+    from PIL import Image
+
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such image; check the path")
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            return _upright(picture, mode), picture.mode[0] in "1LI"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: the image has more than {MAX_PIXELS:,} pixels; use a smaller copy") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a {' or '.join(FORMATS)} image; convert it first") from error
+    except MemoryError as error:
+        raise MemoryError(f"{path}: the unpacked image does not fit") from error
+    except _DAMAGED as error:
+        raise OSError(f"{path}: the image cannot be read ({error})") from error
+
+
+def resized(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (channels, height, width) of size (height, width); bilinear, antialiased, the aspect is not kept."""
+    from PIL import Image
+
+    height, width = size
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(scaled).reshape(height, width, -1).transpose(2, 0, 1)
+
+
+def _upright(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture turned as its EXIF orientation says, without transparency, as "L" or "RGB"."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits a pixel: convert() would cut them off at 255
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert(mode)
