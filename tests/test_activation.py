@@ -14,7 +14,7 @@ from gpucnn import functional as F
 from gpucnn import tensor
 
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-ELEMENTWISE = {"relu": F.relu, "tanh": F.tanh, "sigmoid": F.sigmoid}
+ELEMENTWISE = {"relu": F.relu, "leaky_relu": F.leaky_relu, "elu": F.elu, "tanh": F.tanh, "sigmoid": F.sigmoid}
 SOFTMAX = {"softmax": F.softmax, "log_softmax": F.log_softmax}
 functions = pytest.mark.parametrize("name", [*ELEMENTWISE, *SOFTMAX])
 ALL = ELEMENTWISE | SOFTMAX
@@ -24,8 +24,14 @@ def normal(*shape: int, dtype: type = np.float64) -> np.ndarray:
     return 3 * np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
 
 
+def oracle_of(torch, name: str):
+    return getattr(torch.nn.functional if name in ("leaky_relu", "elu") else torch, name)
+
+
 def test_values_by_hand():
     assert_equal(F.relu(np.array([-2.0, 0.0, 3.0])), [0, 0, 3])
+    assert_equal(F.leaky_relu(np.array([-2.0, 0.0, 3.0]), 0.25), [-0.5, 0, 3])
+    assert_close(F.elu(np.array([-math.log(2), 0.0, 3.0]), 2.0), [-1, 0, 3], 1e-15)
     assert_close(F.sigmoid(np.array([0.0, math.log(3), -math.log(3)])), [0.5, 0.75, 0.25], 1e-16)
     assert_close(F.tanh(np.array([0.0, math.log(2)])), [0, 0.6], 1e-15)
     assert_close(F.softmax(np.log([[1.0, 2, 5]])), [[1 / 8, 2 / 8, 5 / 8]], 1e-15)
@@ -36,6 +42,12 @@ def test_gradients_by_hand():
     x = tensor(np.array([-2.0, 0.0, 3.0]), requires_grad=True)
     F.relu(x).backward([10, 20, 30])
     assert_equal(x.grad, [0, 0, 30])  # at 0 the gradient is 0, as in PyTorch
+    x = tensor(np.array([-2.0, 0.0, 3.0]), requires_grad=True)
+    F.leaky_relu(x, 0.25).backward([10, 20, 30])
+    assert_equal(x.grad, [2.5, 5, 30])
+    x = tensor(np.array([-math.log(4), 0.0, 3.0]), requires_grad=True)
+    F.elu(x, 2.0).backward([10, 20, 30])
+    assert_close(x.grad, [5, 40, 30], 1e-14)
 
 
 @dtypes
@@ -77,18 +89,31 @@ def test_as_pytorch(torch, name, dtype):
     gy = normal(42, 10, dtype=dtype)
     leaf, oracle = tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
     y = ALL[name](leaf)
-    want = getattr(torch, name)(oracle, *[-1] * (name in SOFTMAX))
+    want = oracle_of(torch, name)(oracle, *[-1] * (name in SOFTMAX))
     y.backward(gy)
     want.backward(torch.tensor(gy))
     assert_close(y, want.detach(), rounding_bound(30, 1 + np.abs(want.detach().numpy()), dtype))
     assert_close(leaf.grad, oracle.grad, rounding_bound(200, 1 + np.abs(gy), dtype))
 
 
+@pytest.mark.parametrize("name", ["leaky_relu", "elu"])
+@pytest.mark.parametrize("option", [-0.5, 0, 0.3, 2])
+@dtypes
+def test_options_as_pytorch(torch, name, option, dtype):
+    x, gy = normal(50, dtype=dtype), normal(5, 10, dtype=dtype).reshape(-1)
+    leaf, oracle = tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y, want = ALL[name](leaf, option), oracle_of(torch, name)(oracle, option)
+    y.backward(gy)
+    want.backward(torch.tensor(gy))
+    assert_close(y, want.detach(), rounding_bound(8, 1 + np.abs(x), dtype))
+    assert_close(leaf.grad, oracle.grad, rounding_bound(8, 2 * np.abs(gy), dtype))
+
+
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @dtypes
 def test_special_values_as_pytorch(torch, name, dtype):
     x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -1e30, 1e-40, -1e-40, 89, -89, 104, -104, 720, -720], dtype)
-    assert_close(ALL[name](x)[1:], getattr(torch, name)(torch.tensor(x))[1:], 1e-7)
+    assert_close(ALL[name](x)[1:], oracle_of(torch, name)(torch.tensor(x))[1:], 1e-7)
     assert np.isnan(ALL[name](x)[0])
 
 

@@ -32,6 +32,8 @@ LAYERS = {
     "adaptive": (nn.AdaptiveAvgPool2d((2, 3)), lambda _: F.adaptive_avg_pool2d(X, (2, 3))),
     "response_norm": (nn.LocalResponseNorm(3, 0.1, 0.5, 2.0), lambda _: F.local_response_norm(X, 3, 0.1, 0.5, 2.0)),
     "relu": (nn.ReLU(), lambda _: F.relu(X)),
+    "leaky_relu": (nn.LeakyReLU(0.2), lambda _: F.leaky_relu(X, 0.2)),
+    "elu": (nn.ELU(0.5), lambda _: F.elu(X, 0.5)),
     "tanh": (nn.Tanh(), lambda _: F.tanh(X)),
     "sigmoid": (nn.Sigmoid(), lambda _: F.sigmoid(X)),
     "softmax": (nn.Softmax(1), lambda _: F.softmax(X, 1)),
@@ -61,6 +63,8 @@ def test_layer_is_its_function(layer, function):
         (nn.BatchNorm2d(64), "BatchNorm2d(64, eps=1e-05, momentum=0.1)"),
         (nn.Dropout(), "Dropout(p=0.5)"),
         (nn.ReLU(), "ReLU()"),
+        (nn.LeakyReLU(), "LeakyReLU(negative_slope=0.01)"),
+        (nn.ELU(), "ELU(alpha=1.0)"),
         (nn.Softmax(1), "Softmax(axis=1)"),
         (
             nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU())),

@@ -1,5 +1,7 @@
 """Differentiable functions. Given Tensors they return Tensors and record the call; given arrays they return arrays."""
 
+from gpucnn.functional.activation import elu as elu
+from gpucnn.functional.activation import leaky_relu as leaky_relu
 from gpucnn.functional.activation import log_softmax as log_softmax
 from gpucnn.functional.activation import relu as relu
 from gpucnn.functional.activation import sigmoid as sigmoid

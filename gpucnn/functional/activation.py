@@ -19,6 +19,30 @@ class ReLU(Function):
         return (ops.relu_backward(self.y, gradient),)
 
 
+class LeakyReLU(Function):
+    def __init__(self, negative_slope: float) -> None:
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Any) -> np.ndarray:
+        self.x = x
+        return ops.leaky_relu_forward(x, self.negative_slope)
+
+    def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (ops.leaky_relu_backward(self.x, gradient, self.negative_slope),)
+
+
+class ELU(Function):
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def forward(self, x: Any) -> np.ndarray:
+        self.x = x
+        return ops.elu_forward(x, self.alpha)
+
+    def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (ops.elu_backward(self.x, gradient, self.alpha),)
+
+
 class Tanh(Function):
     def forward(self, x: Any) -> np.ndarray:
         self.y = ops.tanh_forward(x)
@@ -64,6 +88,16 @@ class LogSoftmax(Function):
 def relu(x: Any) -> Any:
     """max(x, 0) element by element (Nair & Hinton 2010); the gradient at 0 is 0."""
     return ReLU()(x)
+
+
+def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
+    """x where x > 0, else negative_slope · x (Maas et al. 2013); the gradient at 0 is negative_slope."""
+    return LeakyReLU(float(negative_slope))(x)
+
+
+def elu(x: Any, alpha: float = 1.0) -> Any:
+    """x where x > 0, else alpha · (e^x − 1) (Clevert et al. 2016); the gradient at 0 is alpha."""
+    return ELU(float(alpha))(x)
 
 
 def tanh(x: Any) -> Any:

@@ -1,6 +1,8 @@
 """Layers: parameters, and one call of a function."""
 
 from gpucnn.nn import init as init
+from gpucnn.nn.activation import ELU as ELU
+from gpucnn.nn.activation import LeakyReLU as LeakyReLU
 from gpucnn.nn.activation import LogSoftmax as LogSoftmax
 from gpucnn.nn.activation import ReLU as ReLU
 from gpucnn.nn.activation import Sigmoid as Sigmoid

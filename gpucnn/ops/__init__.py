@@ -1,5 +1,9 @@
 """Operations on arrays: shapes, checks, choice of algorithm, allocation, launch. They know nothing of Tensors."""
 
+from gpucnn.ops.activation import elu_backward as elu_backward
+from gpucnn.ops.activation import elu_forward as elu_forward
+from gpucnn.ops.activation import leaky_relu_backward as leaky_relu_backward
+from gpucnn.ops.activation import leaky_relu_forward as leaky_relu_forward
 from gpucnn.ops.activation import log_softmax_backward as log_softmax_backward
 from gpucnn.ops.activation import log_softmax_forward as log_softmax_forward
 from gpucnn.ops.activation import relu_backward as relu_backward

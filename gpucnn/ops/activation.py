@@ -25,6 +25,28 @@ def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     return gx
 
 
+def leaky_relu_forward(x: Any, negative_slope: float) -> np.ndarray:
+    """y = x where x > 0, else negative_slope · x."""
+    require_float("leaky_relu", x=x)
+    return np.where(x > 0, x, negative_slope * x)
+
+
+def leaky_relu_backward(x: np.ndarray, gy: Any, negative_slope: float) -> np.ndarray:
+    """gx = gy where x > 0, else negative_slope · gy."""
+    return np.where(x > 0, gy, negative_slope * gy)
+
+
+def elu_forward(x: Any, alpha: float) -> np.ndarray:
+    """y = x where x > 0, else alpha · (e^x − 1)."""
+    require_float("elu", x=x)
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def elu_backward(x: np.ndarray, gy: Any, alpha: float) -> np.ndarray:
+    """gx = gy where x > 0, else gy · alpha · e^x."""
+    return np.where(x > 0, gy, gy * (alpha * np.exp(np.minimum(x, 0))))
+
+
 def tanh_forward(x: Any) -> np.ndarray:
     """y = tanh(x)."""
     require_float("tanh", x=x)
