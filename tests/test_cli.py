@@ -256,7 +256,7 @@ def test_train_refuses_arguments(
     ("arguments", "message"),
     [
         (["lenet6"], "model 'lenet6' is unknown; use one of lenet5, alexnet, vgg11"),
-        (["lenet5", "--data", "none"], "load: 'none' is no directory and no bundled data set (digits)"),
+        (["lenet5", "--data", "none"], "load: 'none' is no directory and no bundled data set (digits, shapes)"),
         (["lenet5", "--data", "empty"], "load: 'empty' holds no data set in a known format; looked for MNIST's"),
         (["lenet5", "--data", "file"], "load: 'file' is a file; give the directory it is in"),
         (["lenet5", "--device", "cuda"], "device 'cuda': CUDA kernels are not part of this release; use 'cpu'"),

@@ -213,7 +213,8 @@ def test_split_refuses_a_single_image_and_bad_seeds():
 
 
 def test_load_refuses_what_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"load: 'digit' is no directory and no bundled data set \(digits\)"):
+    text = r"load: 'digit' is no directory and no bundled data set \(digits, shapes\)"
+    with pytest.raises(FileNotFoundError, match=text):
         data.load("digit")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         data.load(tmp_path / "nowhere")

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 def train(
     model: options.Model,
     data: Annotated[
-        str | None, typer.Option(metavar="NAME|DIR", help="digits (default), or a folder: IDX, CIFAR, class folders.")
+        str | None, typer.Option(metavar="NAME|DIR", help="digits, shapes, or a folder: IDX, CIFAR, class folders.")
     ] = None,
     epochs: Annotated[int | None, options.setting("epochs", "N", "Passes over the training images.")] = None,
     batch_size: Annotated[int | None, options.setting("batch_size", "N", "Images a step.")] = None,

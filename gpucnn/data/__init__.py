@@ -3,6 +3,7 @@
 from gpucnn.data.dataset import Dataset, Splits, split
 from gpucnn.data.idx import read_idx
 from gpucnn.data.loader import DataLoader
+from gpucnn.data.shapes import make_shapes
 from gpucnn.data.sources import load
 from gpucnn.data.transforms import Augment, Crop, Flip, Normalize, Plan, Shift
 
@@ -17,6 +18,7 @@ __all__ = [
     "Shift",
     "Splits",
     "load",
+    "make_shapes",
     "read_idx",
     "split",
 ]

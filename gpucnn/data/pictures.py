@@ -62,9 +62,9 @@ def open_upright(path: str | os.PathLike[str], mode: str) -> tuple[Image.Image, 
         raise FileNotFoundError(f"{path}: no such image; check the path")
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            return _upright(picture, mode), picture.mode[0] in "1LI"
+            width, height = picture.size
+            if width * height <= MAX_PIXELS:
+                return _upright(picture, mode), picture.mode[0] in "1LI"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path}: the image has more than {MAX_PIXELS:,} pixels; use a smaller copy") from error
     except Image.UnidentifiedImageError as error:
@@ -73,6 +73,9 @@ def open_upright(path: str | os.PathLike[str], mode: str) -> tuple[Image.Image, 
         raise MemoryError(f"{path}: the unpacked image does not fit") from error
     except _DAMAGED as error:
         raise OSError(f"{path}: the image cannot be read ({error})") from error
+    raise ValueError(
+        f"{path}: the image has {width}×{height} pixels; at most {MAX_PIXELS:,} are read; use a smaller copy"
+    )
 
 
 def resized(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from gpucnn.data import cifar, folders, mnist
+from gpucnn.data import cifar, folders, mnist, shapes
 from gpucnn.data.checks import check_size
 from gpucnn.data.dataset import Splits
 
@@ -29,7 +29,7 @@ def _resize(splits: Splits, size: Size) -> Splits:
     return splits if size is None else Splits(*(part.resize(size) for part in splits))
 
 
-BUNDLED: dict[str, Callable[[], Splits]] = {"digits": mnist.load_digits}
+BUNDLED: dict[str, Callable[[], Splits]] = {"digits": mnist.load_digits, "shapes": shapes.load_shapes}
 FORMATS = (
     Format(f"MNIST's {mnist.IDX_FILES} (or .gz)", mnist.has_idx_files, _of_one_size(mnist.load_idx_files)),
     Format("CIFAR-10's data_batch_1.bin … and test_batch.bin", cifar.has_cifar10, _of_one_size(cifar.load_cifar10)),
@@ -45,8 +45,8 @@ FORMATS = (
 def load(source: str | os.PathLike, *, image_size: int | tuple[int, int] | None = None) -> Splits:
     """(train, test), two Datasets: a bundled data set by its name, or a directory in a known format.
 
-    source: "digits", or a directory (one that is called digits is "./digits") with MNIST's four IDX files, the
-        binary version of CIFAR-10 or CIFAR-100, or PNG and JPEG pictures in folders named after their classes
+    source: "digits", "shapes", or a directory (one that is called digits is "./digits") with MNIST's four IDX files,
+        the binary version of CIFAR-10 or CIFAR-100, or PNG and JPEG pictures in folders named after their classes
     image_size: a side or (height, width) in pixels that all images are scaled to; None leaves them as they are, and
         scales pictures in class folders to the size of the first training picture, 256 pixels a side at most. All are
         kept in memory, channels · height · width bytes each
