@@ -203,7 +203,7 @@ class _Recorder:
         biases = sum(parameter.size for key, parameter in own.items() if _is_bias(key))
         weights = sum(parameter.size for parameter in own.values()) - biases
         shape = outputs[0].shape[1:]
-        positions = math.prod(shape[:-1] if isinstance(module, nn.Linear) else shape[1:])
+        positions = _positions(module, inputs[0].shape[1:], shape)
         values = 0 if _has_trained_parts(module) else sum(tensor.size for tensor in outputs if tensor.dtype.kind == "f")
         note = "; ".join(filter(None, (self._shared(name, own), _unused_border(module, inputs[0].shape))))
         self.layers.append(LayerSummary(name, kind, shape, values, weights, biases, weights * positions, note=note))
@@ -236,6 +236,15 @@ def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def _has_trained_parts(module: nn.Module) -> bool:
     return any(True for _, child in module.named_children() for _ in child.parameters())
+
+
+def _positions(module: nn.Module, x: tuple[int, ...], y: tuple[int, ...]) -> int:
+    """How many times one image meets each weight; x and y are shapes without the batch."""
+    if isinstance(module, nn.LocallyConnected2d):
+        return 1
+    if isinstance(module, nn.Linear):
+        return math.prod(y[:-1])
+    return math.prod(x[1:] if isinstance(module, nn.ConvTranspose2d) else y[1:])
 
 
 def _is_bias(name: str) -> bool:

@@ -93,6 +93,59 @@ def conv2d_backward_weight(
     return gw
 
 
+def convolution(
+    x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> np.ndarray:
+    """conv2d's formula along any number of axes: x (N,C,…), weight (K,C/groups,…)."""
+    x, w = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    axes, K, C = x.ndim - 2, w.shape[0] // groups, w.shape[1]
+    strides, paddings, dilations = ((v,) * axes if isinstance(v, int) else v for v in (stride, padding, dilation))
+    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in paddings)))
+    outputs = tuple(map(output_size, padded.shape[2:], w.shape[2:], strides, (0,) * axes, dilations))
+    y = np.zeros((x.shape[0], w.shape[0], *outputs))
+    for tap in np.ndindex(*w.shape[2:]):
+        starts = [k * d for k, d in zip(tap, dilations, strict=True)]
+        places = tuple(slice(b, b + s * (n - 1) + 1, s) for b, s, n in zip(starts, strides, outputs, strict=True))
+        for group in range(groups):
+            pixels, weights = padded[:, group * C : (group + 1) * C], w[group * K : (group + 1) * K]
+            part = np.einsum("nc...,kc->nk...", pixels[(..., *places)], weights[(..., *tap)])
+            y[:, group * K : (group + 1) * K] += part
+    return y if bias is None else y + np.asarray(bias, np.float64).reshape(-1, *(1,) * axes)
+
+
+def conv_transpose2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> np.ndarray:
+    """Each pixel of x adds its weighted filter to y; then the padding is cut off and output_padding added."""
+    x, w = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    (sh, sw), (ph, pw), (dh, dw), (eh, ew) = pair(stride), pair(padding), pair(dilation), pair(output_padding)
+    (N, C, H, W), (K, R, S) = x.shape, w.shape[1:]
+    whole = np.zeros((N, K * groups, (H - 1) * sh + (R - 1) * dh + 1 + eh, (W - 1) * sw + (S - 1) * dw + 1 + ew))
+    for c, i, j, r, s in np.ndindex(C, H, W, R, S):
+        first = c // (C // groups) * K
+        whole[:, first : first + K, i * sh + r * dh, j * sw + s * dw] += x[:, c, i, j, None] * w[c, :, r, s]
+    y = whole[:, :, ph : whole.shape[2] - ph, pw : whole.shape[3] - pw]
+    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
+
+
+def locally_connected2d(x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0) -> np.ndarray:
+    """Every output pixel has its own filters weight[p,q] (K,C,R,S)."""
+    padded, w, (sh, sw) = pad(x, padding), np.asarray(weight, np.float64), pair(stride)
+    P, Q, K, _, R, S = w.shape
+    y = np.zeros((padded.shape[0], K, P, Q))
+    for p, q in np.ndindex(P, Q):
+        patch = padded[:, :, p * sh : p * sh + R, q * sw : q * sw + S]
+        y[:, :, p, q] = np.einsum("ncrs,kcrs->nk", patch, w[p, q])
+    return y if bias is None else y + np.asarray(bias, np.float64)
+
+
 def pool_output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
     """With ceil_mode one more window, if it starts inside the image or its left padding."""
     fitting = output_size(size, kernel, stride, padding, dilation)

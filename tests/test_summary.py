@@ -200,6 +200,20 @@ class Shared(nn.Module):
         return self.layer(self.activation(self.layer(x)))
 
 
+def test_multiply_adds_of_the_convolutions_relatives() -> None:
+    one, three = (
+        summarize(layer, input_shape=shape)
+        for layer, shape in ((nn.Conv1d(3, 4, 5), (3, 9)), (nn.Conv3d(2, 4, 3), (2, 3, 5, 6)))
+    )
+    assert one.total_multiply_adds == 4 * 3 * 5 * 5
+    assert three.total_multiply_adds == 4 * 2 * 27 * 1 * 3 * 4
+    transposed = summarize(nn.ConvTranspose2d(3, 4, 2, 2), input_shape=(3, 5, 6))
+    assert transposed.total_multiply_adds == 3 * 4 * 2 * 2 * 5 * 6  # each pixel of x meets each of its weights once
+    local = summarize(nn.LocallyConnected2d(1, 100, 10, 200, 10), input_shape=(1, 200, 200))
+    assert local.total_multiply_adds == local.total_weights == 4_000_000
+    assert local.total_biases == 40_000
+
+
 def test_shared_layers_show_at_each_use_and_count_once() -> None:
     summary = summarize(Shared(), input_shape=(4,))
     assert [(layer.name, layer.weights, layer.biases) for layer in summary.layers] == [

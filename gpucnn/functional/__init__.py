@@ -23,9 +23,13 @@ from gpucnn.functional.arithmetic import reshape as reshape
 from gpucnn.functional.arithmetic import subtract as subtract
 from gpucnn.functional.arithmetic import sum as sum
 from gpucnn.functional.arithmetic import transpose as transpose
+from gpucnn.functional.conv import conv1d as conv1d
 from gpucnn.functional.conv import conv2d as conv2d
+from gpucnn.functional.conv import conv3d as conv3d
+from gpucnn.functional.conv import conv_transpose2d as conv_transpose2d
 from gpucnn.functional.dropout import dropout as dropout
 from gpucnn.functional.linear import linear as linear
+from gpucnn.functional.local import locally_connected2d as locally_connected2d
 from gpucnn.functional.loss import cross_entropy as cross_entropy
 from gpucnn.functional.normalization import batch_norm as batch_norm
 from gpucnn.functional.normalization import local_response_norm as local_response_norm

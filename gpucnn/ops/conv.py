@@ -111,17 +111,22 @@ def find(operation: str, shape: ConvShape, dtype: np.dtype, algorithm: str, devi
     return table[name]
 
 
+def check_operands(operation: str, x: Any, weight: Any, bias: Any, filters: int) -> None:
+    """Raise TypeError for dtypes that do not fit, and ValueError unless bias is None or (filters,)."""
+    require_float(operation, x=x, weight=weight, bias=bias)
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(
+            f"{operation}: bias has shape {bias.shape} but weight has {filters} filters; it must be ({filters},)"
+        )
+
+
 def conv2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
     """y (N,K,P,Q) = x (N,C,H,W) convolved with weight (K,C/groups,R,S), plus bias (K,) unless it is None.
 
     Raises TypeError for dtypes that differ or are not float32/float64, ValueError for a bias of another shape, and
     UnsupportedAlgorithm.
     """
-    require_float("conv2d", x=x, weight=weight, bias=bias)
-    if bias is not None and bias.shape != (shape.K,):
-        raise ValueError(
-            f"conv2d: bias has shape {bias.shape} but weight has {shape.K} filters; it must be ({shape.K},)"
-        )
+    check_operands("conv2d", x, weight, bias, shape.K)
     entry = find("conv2d_forward", shape, x.dtype, algorithm)
     y = np.empty(shape.y, x.dtype)
     contiguous_bias = None if bias is None else np.ascontiguousarray(bias)

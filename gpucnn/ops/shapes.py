@@ -8,16 +8,24 @@ import numpy as np
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 Pair = int | tuple[int, int]
+Extent = int | tuple[int, ...]
+_FORMS = {1: "an integer", 2: "an integer or a pair of integers", 3: "an integer or three integers"}
+
+
+def integers(operation: str, name: str, value: Any, count: int, minimum: int) -> tuple[int, ...]:
+    """`value` as `count` integers, one an axis; an integer stands for all. Raises ValueError as `pair` does."""
+    values = (value,) * count if isinstance(value, (int, np.integer)) else tuple(value) if _is_sequence(value) else ()
+    if len(values) != count or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{operation}: {name} is {value!r}; it must be {_FORMS[count]}")
+    if min(values) < minimum:
+        raise ValueError(f"{operation}: {name} is {value!r}; it must be at least {minimum}")
+    return tuple(map(int, values))
 
 
 def pair(operation: str, name: str, value: Any, minimum: int) -> tuple[int, int]:
     """`value` as (height, width); an integer stands for both. Raises ValueError below `minimum` or for another form."""
-    values = (value, value) if isinstance(value, (int, np.integer)) else tuple(value) if _is_sequence(value) else ()
-    if len(values) != 2 or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{operation}: {name} is {value!r}; it must be an integer or a pair of integers")
-    if min(values) < minimum:
-        raise ValueError(f"{operation}: {name} is {value!r}; it must be at least {minimum}")
-    return int(values[0]), int(values[1])
+    height, width = integers(operation, name, value, 2, minimum)
+    return height, width
 
 
 def _is_sequence(value: Any) -> bool:
@@ -53,7 +61,7 @@ def require_ndim(operation: str, name: str, shape: tuple[int, ...], ndim: int, l
     """Raise ValueError unless `shape` has `ndim` dimensions, `layout` in words."""
     if len(shape) == ndim:
         return
-    hint = f"; a single image needs a batch dimension: {name}[None]" if name == "x" and len(shape) == ndim - 1 else ""
+    hint = f"; a single example needs a batch dimension: {name}[None]" if name == "x" and len(shape) == ndim - 1 else ""
     raise ValueError(f"{operation}: {name} has shape {shape}; it must have {ndim} dimensions {layout}{hint}")
 
 
@@ -118,21 +126,55 @@ def conv_shape(
     strides = pair(operation, "stride", stride, 1)
     paddings = pair(operation, "padding", padding, 0)
     dilations = pair(operation, "dilation", dilation, 1)
-    _check_channels(operation, C, weight, groups)
-    P, Q = (output_size(*extents) for extents in zip((H, W), (R, S), strides, paddings, dilations, strict=True))
-    if min(P, Q) < 1 or min(R, S) < 1:
-        reach = tuple(d * (k - 1) + 1 for d, k in zip(dilations, (R, S), strict=True))
-        raise ValueError(
-            f"{operation}: the output would be empty: the kernel reaches over {reach[0]}x{reach[1]} pixels but x has "
-            f"only {H}x{W} plus padding {paddings}; use a smaller kernel or dilation, more padding, or a larger image"
-        )
+    check_channels(operation, C, weight, groups, "(N, C, H, W)")
+    P, Q = output_sizes(operation, (H, W), (R, S), strides, paddings, dilations)
     return ConvShape(N, C, H, W, K, R, S, P, Q, strides, paddings, dilations, groups)
 
 
-def _check_channels(operation: str, C: int, weight: tuple[int, ...], groups: int) -> None:
+def conv1d_shape(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    stride: Extent = 1,
+    padding: Extent = 0,
+    dilation: Extent = 1,
+    groups: int = 1,
+) -> ConvShape:
+    """The ConvShape of x (N,C,L) and weight (K,C/groups,S) as images of height 1; raises as conv_shape does."""
+    require_ndim("conv1d", "x", x, 3, "(N, C, L)")
+    require_ndim("conv1d", "weight", weight, 3, "(K, C/groups, S)")
+    (N, C, W), (K, _, S) = x, weight
+    (step,) = integers("conv1d", "stride", stride, 1, 1)
+    (border,) = integers("conv1d", "padding", padding, 1, 0)
+    (gap,) = integers("conv1d", "dilation", dilation, 1, 1)
+    check_channels("conv1d", C, weight, groups, "(N, C, L)")
+    (Q,) = output_sizes("conv1d", (W,), (S,), (step,), (border,), (gap,))
+    return ConvShape(N, C, 1, W, K, 1, S, 1, Q, (1, step), (0, border), (1, gap), groups)
+
+
+def output_sizes(
+    operation: str,
+    sizes: tuple[int, ...],
+    kernels: tuple[int, ...],
+    strides: tuple[int, ...],
+    paddings: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> tuple[int, ...]:
+    """output_size along each axis; raises ValueError if nothing would come out."""
+    outputs = tuple(output_size(*axis) for axis in zip(sizes, kernels, strides, paddings, dilations, strict=True))
+    if min(outputs) < 1 or min(kernels) < 1:
+        reach = "x".join(str(d * (k - 1) + 1) for d, k in zip(dilations, kernels, strict=True))
+        raise ValueError(
+            f"{operation}: the output would be empty: the kernel reaches over {reach} pixels but x has only "
+            f"{'x'.join(map(str, sizes))} plus padding {paddings}; use a smaller kernel or dilation, more padding, "
+            f"or a larger image"
+        )
+    return outputs
+
+
+def check_channels(operation: str, C: int, weight: tuple[int, ...], groups: int, layout: str) -> None:
+    """Raise ValueError unless x's C channels and weight (K, C/groups, …) fit together; `layout` is x's, in words."""
     K, weight_channels = weight[:2]
-    if not isinstance(groups, (int, np.integer)) or groups < 1:
-        raise ValueError(f"{operation}: groups is {groups!r}; it must be a positive integer")
+    require_groups(operation, groups)
     for name, channels in (("in_channels", C), ("out_channels", K)):
         if channels % groups:
             raise ValueError(f"{operation}: {name} (={channels}) must be divisible by groups (={groups})")
@@ -140,8 +182,14 @@ def _check_channels(operation: str, C: int, weight: tuple[int, ...], groups: int
         of_groups = f" for groups={groups}" if groups > 1 else ""
         raise ValueError(
             f"{operation}: x has {C} channels but weight expects {weight_channels * groups} "
-            f"(weight.shape={tuple(weight)}){of_groups}; x must be (N, C, H, W): channels come second"
+            f"(weight.shape={tuple(weight)}){of_groups}; x must be {layout}: channels come second"
         )
+
+
+def require_groups(operation: str, groups: Any) -> None:
+    """Raise ValueError unless `groups` is a positive integer."""
+    if not isinstance(groups, (int, np.integer)) or groups < 1:
+        raise ValueError(f"{operation}: groups is {groups!r}; it must be a positive integer")
 
 
 class PoolShape(NamedTuple):
