@@ -30,7 +30,13 @@ from gpucnn.functional.conv import conv_transpose2d as conv_transpose2d
 from gpucnn.functional.dropout import dropout as dropout
 from gpucnn.functional.linear import linear as linear
 from gpucnn.functional.local import locally_connected2d as locally_connected2d
+from gpucnn.functional.loss import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+from gpucnn.functional.loss import contrastive_loss as contrastive_loss
 from gpucnn.functional.loss import cross_entropy as cross_entropy
+from gpucnn.functional.loss import huber_loss as huber_loss
+from gpucnn.functional.loss import l1_loss as l1_loss
+from gpucnn.functional.loss import mse_loss as mse_loss
+from gpucnn.functional.loss import multi_margin_loss as multi_margin_loss
 from gpucnn.functional.normalization import batch_norm as batch_norm
 from gpucnn.functional.normalization import local_response_norm as local_response_norm
 from gpucnn.functional.pool import adaptive_avg_pool2d as adaptive_avg_pool2d

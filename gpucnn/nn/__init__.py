@@ -16,7 +16,13 @@ from gpucnn.nn.dropout import Dropout as Dropout
 from gpucnn.nn.linear import Flatten as Flatten
 from gpucnn.nn.linear import Linear as Linear
 from gpucnn.nn.local import LocallyConnected2d as LocallyConnected2d
+from gpucnn.nn.loss import BCEWithLogitsLoss as BCEWithLogitsLoss
+from gpucnn.nn.loss import ContrastiveLoss as ContrastiveLoss
 from gpucnn.nn.loss import CrossEntropyLoss as CrossEntropyLoss
+from gpucnn.nn.loss import HuberLoss as HuberLoss
+from gpucnn.nn.loss import L1Loss as L1Loss
+from gpucnn.nn.loss import MSELoss as MSELoss
+from gpucnn.nn.loss import MultiMarginLoss as MultiMarginLoss
 from gpucnn.nn.module import Module as Module
 from gpucnn.nn.module import Parameter as Parameter
 from gpucnn.nn.module import Sequential as Sequential

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.ops.activation import log_softmax_forward
+from gpucnn.ops.activation import log_softmax_forward, sigmoid_forward
 from gpucnn.ops.shapes import require_float, shape_of
 
 
@@ -23,6 +23,26 @@ def check_labels(operation: str, logits: Any, labels: Any) -> np.ndarray:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
         raise ValueError(f"{operation}: label {wrong} is outside 0 to {shape[1] - 1}; x has {shape[1]} classes")
     return labels
+
+
+def check_targets(operation: str, x: Any, target: Any) -> None:
+    """Raise TypeError or ValueError unless x and target are arrays of one floating-point dtype and one shape."""
+    require_float(operation, x=x, target=target)
+    if x.shape != target.shape:
+        raise ValueError(f"{operation}: target has shape {target.shape} but x has {x.shape}; they must be equal")
+
+
+def check_pairs(operation: str, a: Any, b: Any, same: Any) -> np.ndarray:
+    """same (N,) as booleans, for a and b (N,features); raises TypeError or ValueError naming what does not fit."""
+    require_float(operation, a=a, b=b)
+    same = np.asarray(same)
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f"{operation}: a has shape {a.shape} and b {b.shape}; both must be one (N, features)")
+    if same.shape != a.shape[:1]:
+        raise ValueError(f"{operation}: same has shape {same.shape} but a has {len(a)} rows; it must be (N,)")
+    if not np.isin(same, (0, 1)).all():
+        raise ValueError(f"{operation}: same holds other values than 0 and 1; it says whether a pair is of one kind")
+    return same.astype(bool)
 
 
 def cross_entropy_forward(x: Any, labels: np.ndarray, label_smoothing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -46,3 +66,56 @@ def cross_entropy_backward(
     gx -= label_smoothing / gx.shape[1]
     gx[np.arange(len(labels)), labels] -= 1 - label_smoothing
     return gx * gy[:, None]
+
+
+def binary_cross_entropy_forward(x: Any, target: Any) -> np.ndarray:
+    """−t·log σ(x) − (1 − t)·log(1 − σ(x)) of each element, as max(x, 0) − x·t + log(1 + e^−|x|): no overflow."""
+    return np.maximum(x, 0) - x * target + np.log1p(np.exp(-np.abs(x)))
+
+
+def binary_cross_entropy_backward(x: np.ndarray, target: np.ndarray, gy: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(σ(x) − t)·gy for x and −x·gy for the target."""
+    return (sigmoid_forward(x) - target) * gy, -x * gy
+
+
+def huber_forward(difference: Any, delta: float) -> np.ndarray:
+    """½·d² where |d| ≤ delta, else delta·(|d| − ½·delta)."""
+    size = np.abs(difference)
+    inside = np.minimum(size, delta)
+    return inside * (size - 0.5 * inside)
+
+
+def huber_backward(difference: np.ndarray, gy: Any, delta: float) -> np.ndarray:
+    """gy · d, with d cut off at ±delta."""
+    return gy * np.clip(difference, -delta, delta)
+
+
+def multi_margin_forward(x: Any, labels: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """(losses (N,), violated (N,classes)): Σ_{j≠y} max(0, margin − x_y + x_j) / classes, and where that is above 0."""
+    require_float("multi_margin_loss", x=x)
+    rows = np.arange(len(labels))
+    excess = margin - x[rows, labels][:, None] + x
+    excess[rows, labels] = 0
+    violated = excess > 0
+    return np.maximum(excess, 0).mean(axis=1), violated
+
+
+def multi_margin_backward(violated: np.ndarray, labels: np.ndarray, gy: np.ndarray) -> np.ndarray:
+    """gx (N,classes): gy / classes for each class that violates the margin, and what balances them for the label."""
+    gx = violated * (gy / violated.shape[1])[:, None]
+    gx[np.arange(len(labels)), labels] = -gx.sum(axis=1)
+    return gx
+
+
+def contrastive_forward(difference: Any, same: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """(losses (N,), distances (N,)): ½·D² for pairs of the same kind, ½·max(0, margin − D)² for others."""
+    distances = np.sqrt((difference * difference).sum(axis=1))
+    return 0.5 * np.where(same, distances, np.maximum(margin - distances, 0)) ** 2, distances
+
+
+def contrastive_backward(
+    difference: np.ndarray, distances: np.ndarray, same: np.ndarray, margin: float, gy: np.ndarray
+) -> np.ndarray:
+    """Gradient (N,features) of the difference: gy·d, or −gy·(margin − D)/D·d for different ones; 0 where D is 0."""
+    apart = np.maximum(margin - distances, 0) / np.where(distances > 0, distances, 1)
+    return difference * (gy * np.where(same, 1, -apart))[:, None]
