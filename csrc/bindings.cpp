@@ -183,6 +183,12 @@ void define_conv2d(py::module_& m) {
     define_backward_input<T>(m, "conv2d_backward_input_direct", &conv2d_backward_input_direct<T>);
     define_backward_weight<T>(m, "conv2d_backward_weight_im2col", &conv2d_backward_weight_im2col<T>);
     define_backward_weight<T>(m, "conv2d_backward_weight_direct", &conv2d_backward_weight_direct<T>);
+    define_forward<T>(m, "conv2d_forward_winograd", &conv2d_forward_winograd<2, T>);
+    define_forward<T>(m, "conv2d_forward_winograd4", &conv2d_forward_winograd<4, T>);
+    define_backward_input<T>(m, "conv2d_backward_input_winograd", &conv2d_backward_input_winograd<2, T>);
+    define_backward_input<T>(m, "conv2d_backward_input_winograd4", &conv2d_backward_input_winograd<4, T>);
+    define_backward_weight<T>(m, "conv2d_backward_weight_winograd", &conv2d_backward_weight_winograd<2, T>);
+    define_backward_weight<T>(m, "conv2d_backward_weight_winograd4", &conv2d_backward_weight_winograd<4, T>);
     m.def(
         "conv2d_backward_bias",
         [](const Array<T>& gy, Array<T>& gb) {
@@ -499,6 +505,12 @@ void define_whole_module(py::module_& m) {
     });
     m.def("conv2d_im2col_workspace_bytes", [](const ShapeTuple& tuple, int64_t item_size) {
         return conv2d_im2col_workspace_bytes(conv_shape(tuple, "conv2d_im2col_workspace_bytes"), item_size);
+    });
+    m.def("conv2d_winograd_workspace_bytes", [](const ShapeTuple& tuple, int64_t item_size) {
+        return conv2d_winograd_workspace_bytes<2>(conv_shape(tuple, "conv2d_winograd_workspace_bytes"), item_size);
+    });
+    m.def("conv2d_winograd4_workspace_bytes", [](const ShapeTuple& tuple, int64_t item_size) {
+        return conv2d_winograd_workspace_bytes<4>(conv_shape(tuple, "conv2d_winograd4_workspace_bytes"), item_size);
     });
     m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
     m.def(

@@ -5,7 +5,7 @@
 //
 // x (N, C, H, W), w (K, C/groups, R, S), y (N, K, P, Q), all C-contiguous; x is zero outside the image. Filter k of group g
 // (K/groups filters each) reads the group's channels c' = g*C/groups + c. Outputs and gradients are overwritten completely.
-// Two algorithms: im2col (packed blocks on the register tile) and direct (a plain loop nest).
+// Algorithms: im2col (packed blocks on the register tile), direct (a plain loop nest) and winograd (3 x 3 filters only).
 #pragma once
 
 #include <array>
@@ -40,6 +40,18 @@ template <class T>
 void conv2d_backward_input_direct(const T* gy, const T* w, T* gx, const ConvShape& shape);
 template <class T>
 void conv2d_backward_weight_direct(const T* x, const T* gy, T* gw, const ConvShape& shape);
+
+// Winograd's F(M x M, 3 x 3), M 2 or 4: kernel 3 x 3; stride, dilation and groups 1.
+template <int M, class T>
+void conv2d_forward_winograd(const T* x, const T* w, const T* bias, T* y, const ConvShape& shape);
+template <int M, class T>
+void conv2d_backward_input_winograd(const T* gy, const T* w, T* gx, const ConvShape& shape);
+template <int M, class T>
+void conv2d_backward_weight_winograd(const T* x, const T* gy, T* gw, const ConvShape& shape);
+
+// Memory that its three passes take at most beyond their arrays.
+template <int M>
+int64_t conv2d_winograd_workspace_bytes(const ConvShape& shape, int64_t item_size);
 
 // Memory that the three im2col passes take at most beyond their arrays, for elements of item_size bytes.
 int64_t conv2d_im2col_workspace_bytes(const ConvShape& shape, int64_t item_size);

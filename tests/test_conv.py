@@ -13,7 +13,7 @@ from gpucnn import functional as F
 from gpucnn import ops, tensor
 from gpucnn.ops.shapes import output_size
 
-algorithms = pytest.mark.parametrize("algorithm", ["auto", *ops.ALGORITHMS["conv2d_forward"]])
+algorithms = pytest.mark.parametrize("algorithm", ["auto", "direct", "im2col", "toeplitz"])  # all that take any shape
 
 EDGES = np.array([[int(digit) for digit in row] for row in "100001 010010 001100 100010 010010 001010".split()])
 DIAGONAL = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
@@ -154,7 +154,7 @@ def test_choice_of_algorithm():
 def test_table_of_algorithms():
     shape = ops.conv_shape((4, 8, 14, 14), (16, 8, 3, 3))
     entries = [entry for table in ops.ALGORITHMS.values() for entry in table.values()]
-    assert len(entries) == 9
+    assert len(entries) == 15
     assert all(entry.deterministic for entry in entries)
     assert all(entry.workspace_bytes(shape, np.dtype(np.float32)) >= 0 for entry in entries)
 

@@ -76,7 +76,7 @@ class Conv2d(_Convolution):
 
     - kernel_size, stride, padding, dilation: pixels, an integer or (height, width)
     - groups: divides both channel counts; groups = in_channels is a depthwise convolution
-    - algorithm: "auto", "im2col", "direct" or "toeplitz"
+    - algorithm: as in functional.conv2d
     x (N, in_channels, H, W) → (N, out_channels, P, Q), P = floor((H + 2·padding − dilation·(R − 1) − 1) / stride) + 1.
     """
 

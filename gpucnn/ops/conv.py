@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
-from gpucnn.ops import conv_toeplitz
+from gpucnn.ops import conv_toeplitz, conv_winograd
 from gpucnn.ops.shapes import ConvShape, require_float
 
 
@@ -69,16 +69,46 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         direct=(_everything, _no_workspace, _compiled(_C.conv2d_forward_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_forward_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.forward_workspace, conv_toeplitz.forward),
+        winograd=(
+            conv_winograd.supports,
+            conv_winograd.winograd_workspace,
+            _compiled(_C.conv2d_forward_winograd),
+        ),
+        winograd4=(
+            conv_winograd.supports,
+            conv_winograd.winograd4_workspace,
+            _compiled(_C.conv2d_forward_winograd4),
+        ),
     ),
     "conv2d_backward_input": _table(
         direct=(_everything, _no_workspace, _compiled(_C.conv2d_backward_input_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_input_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_input_workspace, conv_toeplitz.backward_input),
+        winograd=(
+            conv_winograd.supports,
+            conv_winograd.winograd_workspace,
+            _compiled(_C.conv2d_backward_input_winograd),
+        ),
+        winograd4=(
+            conv_winograd.supports,
+            conv_winograd.winograd4_workspace,
+            _compiled(_C.conv2d_backward_input_winograd4),
+        ),
     ),
     "conv2d_backward_weight": _table(
         direct=(_everything, _no_workspace, _compiled(_C.conv2d_backward_weight_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_weight_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_weight_workspace, conv_toeplitz.backward_weight),
+        winograd=(
+            conv_winograd.supports,
+            conv_winograd.winograd_workspace,
+            _compiled(_C.conv2d_backward_weight_winograd),
+        ),
+        winograd4=(
+            conv_winograd.supports,
+            conv_winograd.winograd4_workspace,
+            _compiled(_C.conv2d_backward_weight_winograd4),
+        ),
     ),
 }
 
