@@ -32,7 +32,7 @@ MAX_IMAGE = 1 << 26  # values of one input, 256 MiB: nothing in a network's weig
 KINDS: dict[str, Any] = {
     "model": {"name": str, "arguments": dict},
     "input_shape": [int],  # channels, height, width
-    "optimizer": {"name": str, "lr": float, "steps": [int]},
+    "optimizer": {"name": str, "lr": float, "scales": [float], "steps": [int]},
     "random": {"seed": int, "offset": int, "host": dict},
     "environment": dict,
     "classes": [str],

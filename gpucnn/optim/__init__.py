@@ -1,11 +1,19 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimisers, learning-rate schedules and gradient clipping."""
 
 from gpucnn.optim.adam import Adam as Adam
 from gpucnn.optim.adam import AdamW as AdamW
+from gpucnn.optim.adaptive import Adadelta as Adadelta
+from gpucnn.optim.adaptive import Adagrad as Adagrad
+from gpucnn.optim.adaptive import RMSprop as RMSprop
+from gpucnn.optim.clip import clip_grad_norm as clip_grad_norm
+from gpucnn.optim.clip import clip_grad_value as clip_grad_value
 from gpucnn.optim.optimizer import Optimizer as Optimizer
 from gpucnn.optim.schedule import ConstantSchedule as ConstantSchedule
 from gpucnn.optim.schedule import CosineSchedule as CosineSchedule
+from gpucnn.optim.schedule import MultiStepSchedule as MultiStepSchedule
+from gpucnn.optim.schedule import OneCycleSchedule as OneCycleSchedule
 from gpucnn.optim.schedule import PlateauSchedule as PlateauSchedule
+from gpucnn.optim.schedule import PolynomialSchedule as PolynomialSchedule
 from gpucnn.optim.schedule import Schedule as Schedule
 from gpucnn.optim.schedule import StepSchedule as StepSchedule
 from gpucnn.optim.schedule import WarmupSchedule as WarmupSchedule

@@ -2,66 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.optim.optimizer import Optimizer, require
-from gpucnn.tensor import Tensor
+from gpucnn.optim.optimizer import Optimizer, Parameters, require
 
 
 class Adam(Optimizer):
     """p ← p − lr · m̂ / (√v̂ + eps), m and v running means of g and g² without their bias (Kingma & Ba 2015, alg. 1).
 
     - betas: how much of m and of v is kept at each step; weight_decay joins the gradient: g + weight_decay·p
+    - parameters, l1_decay: as in Optimizer
     Raises ValueError for a rate or a factor out of range.
     """
 
-    state_names = ("first_moment", "second_moment")
     decoupled = False
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        *,
+        l1_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay)
+        super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay, l1_decay=l1_decay)
+
+    def check(self, options: dict[str, Any]) -> None:
+        super().check(options)
+        betas, eps = options["betas"], options["eps"]
         within = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
         require(self, betas=(betas, within, "two numbers of at least 0 and below 1"), eps=(eps, eps >= 0, "at least 0"))
-        self.betas, self.eps = betas, eps
 
-    def update(self, parameter: np.ndarray, gradient: np.ndarray, state: dict[str, np.ndarray], step: int) -> None:
+    def state_names(self, options: dict[str, Any]) -> tuple[str, ...]:
+        return "first_moment", "second_moment"
+
+    def update(
+        self,
+        parameter: np.ndarray,
+        gradient: np.ndarray,
+        state: dict[str, np.ndarray],
+        step: int,
+        options: dict[str, Any],
+    ) -> None:
         if not state:
             state["first_moment"], state["second_moment"] = np.zeros_like(parameter), np.zeros_like(parameter)
-        ops.adam_update(
-            parameter,
-            gradient,
-            state["first_moment"],
-            state["second_moment"],
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            decoupled=self.decoupled,
-            step=step,
-        )
+        moments = state["first_moment"], state["second_moment"]
+        ops.adam_update(parameter, gradient, *moments, decoupled=self.decoupled, step=step, **options)
 
 
 class AdamW(Adam):
-    """Adam with weight decay apart from the gradient: p ← p·(1 − lr·weight_decay) first (Loshchilov & Hutter 2019)."""
+    """Adam with weight decay apart from the gradient: p ← p·(1 − lr·weight_decay) first (Loshchilov & Hutter 2019).
+
+    Only weight_decay is apart; l1_decay joins the gradient.
+    """
 
     decoupled = True
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        *,
+        l1_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay)
+        super().__init__(parameters, lr, betas, eps, weight_decay, l1_decay=l1_decay)

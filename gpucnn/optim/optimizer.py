@@ -1,46 +1,92 @@
-"""Optimiser: parameters, a learning rate, and per-parameter state that a checkpoint can hold."""
+"""Optimiser: parameters in groups, a learning rate, and per-parameter state that a checkpoint can hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gpucnn import ops
 from gpucnn.ops.shapes import FLOATS
 from gpucnn.tensor import Tensor
+
+Parameters = Iterable[Tensor] | Iterable[Mapping[str, Any]]
+
+
+@dataclass
+class Group:
+    """Parameters with options of their own; their rate is `scale` times the optimiser's, so 0 freezes them."""
+
+    parameters: list[Tensor]
+    scale: float
+    options: dict[str, Any]
 
 
 class Optimizer:
     """Base of the optimisers. `step` updates every parameter that has a gradient; `lr` may be changed at any time.
 
-    - parameters: a module's parameters, or Tensors such as an image; float32 or float64, and contiguous
+    - parameters: a module's parameters, or Tensors such as an image; float32 or float64, and contiguous. Or groups:
+      dictionaries, each with "params" and those of the optimiser's options in which the group differs, as in
+      [{"params": features, "lr": 0.001}, {"params": classifier}]. A group's rate keeps its share of `lr` when that
+      changes, so schedules scale the rates of all groups
+    - weight_decay, l1_decay: g + weight_decay·p + l1_decay·sign(p) takes the gradient's place, the gradient of the loss
+      plus ½·weight_decay·|p|² + l1_decay·|p|₁
     A subclass names in `state_names` what it keeps for each parameter from its first step on.
+    Raises ValueError for an option that is unknown or out of range, and for a parameter that stands twice.
     """
 
-    state_names: tuple[str, ...] = ()
-
-    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Parameters, lr: float, **options: Any) -> None:
+        self.lr = lr
+        self.groups = [_group(self, entry, {"lr": lr, **options}) for entry in _entries(parameters)]
+        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         if not self.parameters:
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
         for position, parameter in enumerate(self.parameters):
-            _check_parameter(type(self).__name__, position, parameter.data)
-        require(self, lr=(lr, lr >= 0, "at least 0"), weight_decay=(weight_decay, weight_decay >= 0, "at least 0"))
-        self.lr, self.weight_decay = lr, weight_decay
+            _check_parameter(type(self).__name__, position, parameter)
+        if len(set(map(id, self.parameters))) < len(self.parameters):
+            raise ValueError(f"{type(self).__name__}: a parameter stands twice; put each into one group, once")
         self.state: list[dict[str, np.ndarray]] = [{} for _ in self.parameters]
         self.steps = [0] * len(self.parameters)
 
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of each group."""
+        return [self.lr * group.scale for group in self.groups]
+
     def step(self) -> None:
         """Update each parameter in place along its gradient."""
-        for position, parameter in enumerate(self.parameters):
+        for position, (parameter, group) in enumerate(self._grouped()):
             if parameter.grad is not None:
                 self.steps[position] += 1
-                self.update(parameter.data, parameter.grad.data, self.state[position], self.steps[position])
+                options = {**group.options, "lr": self.lr * group.scale}
+                gradient = ops.add_l1_decay(parameter.grad.data, parameter.data, options.pop("l1_decay"))
+                self.update(parameter.data, gradient, self.state[position], self.steps[position], options)
 
-    def update(self, parameter: np.ndarray, gradient: np.ndarray, state: dict[str, np.ndarray], step: int) -> None:
-        """Update one parameter array; `state` is this parameter's own, empty before its first step (step = 1)."""
+    def update(
+        self,
+        parameter: np.ndarray,
+        gradient: np.ndarray,
+        state: dict[str, np.ndarray],
+        step: int,
+        options: dict[str, Any],
+    ) -> None:
+        """Update one parameter array; `state` is this parameter's own, empty before its first step (step = 1).
+
+        options: the rate "lr" and whatever else the constructor handed on, as they are for this parameter's group.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define update")
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise ValueError unless the options of a group are within their range."""
+        rules = {name: (options[name], options[name] >= 0, "at least 0") for name in ("lr", "weight_decay", "l1_decay")}
+        require(self, **rules)
+
+    def state_names(self, options: dict[str, Any]) -> tuple[str, ...]:
+        """The arrays that are kept for each parameter of a group with these options."""
+        return ()
 
     def zero_grad(self) -> None:
         """Forget the parameters' gradients."""
@@ -48,29 +94,49 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """{"lr", "steps": one count a parameter, "state": one {name: array} a parameter}, the live arrays."""
-        return {"lr": self.lr, "steps": list(self.steps), "state": [dict(state) for state in self.state]}
+        """{"lr", "scales": one a group, "steps": one count a parameter, "state": one {name: array} a parameter}.
+
+        The arrays are the live ones; all options but the rate are the constructor's and not part of it.
+        """
+        return {
+            "lr": self.lr,
+            "scales": [group.scale for group in self.groups],
+            "steps": list(self.steps),
+            "state": [dict(state) for state in self.state],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned; raises ValueError, changing nothing, if it is another network's."""
-        entries, steps = state["state"], state["steps"]
+        entries, steps, scales = state["state"], state["steps"], [float(scale) for scale in state["scales"]]
         if not len(entries) == len(steps) == len(self.parameters):
             raise ValueError(
                 f"load_state_dict: the state has {len(entries)} parameters but the optimiser has {len(self.parameters)}"
             )
-        for position, (entry, parameter) in enumerate(zip(entries, self.parameters, strict=True)):
-            self._check_entry(position, entry, parameter)
+        if len(scales) != len(self.groups) or not all(0 <= scale < math.inf for scale in scales):
+            raise ValueError(
+                f"load_state_dict: scales are {scales}; they must be {len(self.groups)} finite numbers of at least 0, "
+                "one for each group of parameters"
+            )
+        for position, (entry, (parameter, group)) in enumerate(zip(entries, self._grouped(), strict=True)):
+            self._check_entry(position, entry, parameter, group)
         self.lr, self.steps = float(state["lr"]), [int(step) for step in steps]
+        for group, scale in zip(self.groups, scales, strict=True):
+            group.scale = scale
         self.state = [
             {name: np.array(array, parameter.dtype, order="C") for name, array in entry.items()}
             for entry, parameter in zip(entries, self.parameters, strict=True)
         ]
 
-    def _check_entry(self, position: int, entry: dict[str, np.ndarray], parameter: Tensor) -> None:
-        if entry and set(entry) != set(self.state_names):
+    def _grouped(self) -> Iterator[tuple[Tensor, Group]]:
+        """Each parameter with its group, in the order of `parameters`."""
+        return ((parameter, group) for group in self.groups for parameter in group.parameters)
+
+    def _check_entry(self, position: int, entry: dict[str, np.ndarray], parameter: Tensor, group: Group) -> None:
+        names = self.state_names(group.options)
+        if entry and set(entry) != set(names):
             raise ValueError(
                 f"load_state_dict: parameter {position} has the state {', '.join(entry)} but {type(self).__name__} "
-                f"needs {', '.join(self.state_names)}; load it into the optimiser that saved it"
+                f"needs {', '.join(names) or 'none'}; load it into the optimiser that saved it"
             )
         for name, array in entry.items():
             if array.shape != parameter.shape:
@@ -79,10 +145,42 @@ class Optimizer:
                 )
 
 
-def _check_parameter(optimizer: str, position: int, array: np.ndarray) -> None:
-    if array.dtype not in FLOATS:
-        raise TypeError(f"{optimizer}: parameter {position} is {array.dtype}; it must be float32 or float64")
-    if not array.flags.c_contiguous:
+def _entries(parameters: Parameters) -> list[Mapping[str, Any]]:
+    """The groups that were given, or one of all parameters."""
+    given: list[Any] = list(parameters)
+    if any(isinstance(entry, Mapping) for entry in given):
+        return given
+    return [{"params": given}]
+
+
+def _group(optimizer: Optimizer, entry: Any, defaults: dict[str, Any]) -> Group:
+    """The group that `entry` describes, with the optimiser's `defaults` ("lr" among them) for what it leaves out."""
+    where = type(optimizer).__name__
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{where}: a group is a {type(entry).__name__}; give dictionaries only, or Tensors only")
+    unknown = set(entry) - {"params", *defaults}
+    if unknown or "params" not in entry:
+        raise ValueError(
+            f"{where}: a group has the keys {', '.join(map(str, entry))}; it must have params, and may have "
+            f"{', '.join(defaults)}"
+        )
+    options = {**defaults, **entry}
+    parameters = options.pop("params")
+    optimizer.check(defaults)
+    optimizer.check(options)
+    base, lr = defaults["lr"], options.pop("lr")
+    if base == 0 and lr != 0:
+        raise ValueError(f"{where}: lr is 0 and a group's {lr}, which is no multiple of it; use an lr above 0")
+    scale = 1.0 if lr == base else lr / base
+    return Group([parameters] if isinstance(parameters, Tensor) else list(parameters), scale, options)
+
+
+def _check_parameter(optimizer: str, position: int, parameter: Any) -> None:
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"{optimizer}: parameter {position} is a {type(parameter).__name__}; it must be a Tensor")
+    if parameter.data.dtype not in FLOATS:
+        raise TypeError(f"{optimizer}: parameter {position} is {parameter.data.dtype}; it must be float32 or float64")
+    if not parameter.data.flags.c_contiguous:
         raise ValueError(
             f"{optimizer}: parameter {position} is not contiguous and cannot be changed in place; use gpucnn.tensor(x)"
         )

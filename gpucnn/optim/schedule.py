@@ -1,12 +1,14 @@
 """Learning-rate schedules: `schedule.step()` after each step (or epoch) sets the optimiser's rate.
 
-A schedule is a pure function of how often it was stepped, so its state is one number; Plateau, which follows a measured
-value, is the exception.
+The rates of all groups of parameters follow in proportion. A schedule is a pure function of how often it was stepped,
+so its state is one number; Plateau, which follows a measured value, is the exception.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any
 
 from gpucnn.optim.optimizer import Optimizer
@@ -56,6 +58,72 @@ class StepSchedule(Schedule):
 
     def factor(self, count: int) -> float:
         return self.gamma ** (count // self.step_size)
+
+
+class MultiStepSchedule(Schedule):
+    """The rate times gamma at each of the `milestones`, numbers of steps (PyTorch's MultiStepLR)."""
+
+    def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1) -> None:
+        self.milestones, self.gamma = sorted(milestones), gamma
+        if any(milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"MultiStepSchedule: milestones are {self.milestones}; each must be at least 1 step")
+        super().__init__(optimizer)
+
+    def factor(self, count: int) -> float:
+        return self.gamma ** bisect_right(self.milestones, count)
+
+
+class PolynomialSchedule(Schedule):
+    """(1 − steps / total)^power of the base rate, so 0 after `total` steps; power 1 is a straight line."""
+
+    def __init__(self, optimizer: Optimizer, total: int, power: float = 1.0) -> None:
+        if total < 1:
+            raise ValueError(f"PolynomialSchedule: total is {total}; it must be at least 1 step")
+        if not power > 0:
+            raise ValueError(f"PolynomialSchedule: power is {power}; it must be above 0")
+        self.total, self.power = total, power
+        super().__init__(optimizer)
+
+    def factor(self, count: int) -> float:
+        return (1 - min(count / self.total, 1.0)) ** self.power
+
+
+class OneCycleSchedule(Schedule):
+    """From base rate / div_factor up to the base rate and down to almost 0, along half cosines, in `total` steps.
+
+    - pct_start: the share of the steps in which it rises; the last rate is the first / final_div_factor
+    As PyTorch's OneCycleLR with the base rate as max_lr, of the rate alone; from Smith & Topin 2018, §3.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total: int,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        for name, value, holds, rule in (
+            ("total", total, total >= 1, "at least 1 step"),
+            ("pct_start", pct_start, 0 <= pct_start < 1, "at least 0 and below 1"),
+            ("div_factor", div_factor, div_factor >= 1, "at least 1"),
+            ("final_div_factor", final_div_factor, final_div_factor >= 1, "at least 1"),
+        ):
+            if not holds:
+                raise ValueError(f"OneCycleSchedule: {name} is {value}; it must be {rule}")
+        self.total, self.pct_start = total, pct_start
+        self.first, self.last = 1 / div_factor, 1 / div_factor / final_div_factor
+        super().__init__(optimizer)
+
+    def factor(self, count: int) -> float:
+        top, end = self.pct_start * self.total - 1, self.total - 1
+        if count < top:
+            return _half_cosine(self.first, 1.0, count / top)
+        return _half_cosine(1.0, self.last, min((count - top) / (end - top), 1.0))
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class CosineSchedule(Schedule):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.optim.optimizer import Optimizer, require
-from gpucnn.tensor import Tensor
+from gpucnn.optim.optimizer import Optimizer, Parameters, require
 
 
 class SGD(Optimizer):
@@ -16,38 +15,50 @@ class SGD(Optimizer):
 
     - nesterov: step along g + momentum·v (Sutskever et al. 2013, as in PyTorch); needs momentum > 0 and dampening = 0
     - dampening = momentum gives the running mean g ← (1 − α)·g + α·gradient
+    - parameters, l1_decay: as in Optimizer
     Raises ValueError for a rate or a factor out of range.
     """
 
-    state_names = ("momentum_buffer",)
-
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        l1_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay)
-        require(self, momentum=(momentum, momentum >= 0, "at least 0"))
-        usable = not nesterov or (momentum > 0 and dampening == 0)
-        require(self, nesterov=(nesterov, usable, "used with momentum > 0 and dampening = 0"))
-        self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
-
-    def update(self, parameter: np.ndarray, gradient: np.ndarray, state: dict[str, np.ndarray], step: int) -> None:
-        first = "momentum_buffer" not in state
-        if first and self.momentum:
-            state["momentum_buffer"] = np.empty_like(parameter)
-        ops.sgd_update(
-            parameter,
-            gradient,
-            state.get("momentum_buffer"),
-            lr=self.lr,
-            momentum=self.momentum,
-            dampening=self.dampening,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-            first=first,
+        super().__init__(
+            parameters,
+            lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            l1_decay=l1_decay,
         )
+
+    def check(self, options: dict[str, Any]) -> None:
+        super().check(options)
+        momentum, nesterov = options["momentum"], options["nesterov"]
+        require(self, momentum=(momentum, momentum >= 0, "at least 0"))
+        usable = not nesterov or (momentum > 0 and options["dampening"] == 0)
+        require(self, nesterov=(nesterov, usable, "used with momentum > 0 and dampening = 0"))
+
+    def state_names(self, options: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if options["momentum"] else ()
+
+    def update(
+        self,
+        parameter: np.ndarray,
+        gradient: np.ndarray,
+        state: dict[str, np.ndarray],
+        step: int,
+        options: dict[str, Any],
+    ) -> None:
+        first = not state
+        if first and options["momentum"]:
+            state["momentum_buffer"] = np.empty_like(parameter)
+        ops.sgd_update(parameter, gradient, state.get("momentum_buffer"), first=first, **options)
