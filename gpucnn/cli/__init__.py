@@ -1,4 +1,4 @@
-"""The command line: `gpucnn train | eval | predict | summary | doctor`."""
+"""The command line: `gpucnn train | eval | predict | import-weights | summary | doctor`."""
 
 from gpucnn.cli.app import app as app
 from gpucnn.cli.app import main as main

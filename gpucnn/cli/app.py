@@ -11,6 +11,7 @@ import typer
 
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.evaluate import evaluate
+from gpucnn.cli.import_weights import import_weights
 from gpucnn.cli.predict import predict
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
@@ -36,6 +37,7 @@ def gpucnn(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
+app.command("import-weights")(import_weights)
 app.command("summary")(summary)
 app.command("doctor")(doctor)
 
