@@ -14,6 +14,7 @@ from gpucnn import optim as optim
 from gpucnn.functional import concatenate as concatenate
 from gpucnn.ops import UnsupportedAlgorithm as UnsupportedAlgorithm
 from gpucnn.random import manual_seed as manual_seed
+from gpucnn.tensor import Function as Function
 from gpucnn.tensor import Tensor as Tensor
 from gpucnn.tensor import no_grad as no_grad
 from gpucnn.tensor import tensor as tensor

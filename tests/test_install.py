@@ -68,7 +68,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_holds_what_a_build_needs(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    sources = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("csrc/*.[ch]pp"), *ROOT.glob("bench/*.py")]}
+    patterns = "csrc/*.[ch]pp", "bench/*.py", "examples/*.py"
+    sources = {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
     assert sources | {"LICENSE", "NOTICE", "README.md", "gpucnn/data/digits5k.npz", "gpucnn/py.typed"} <= names
     assert not [name for name in names if name.endswith(".so") or name.startswith("bench/results")]
 
