@@ -56,6 +56,7 @@ struct ColumnMatrix {
 private:
     void copy_row(const T* plane, Tap tap, Pixel at, int64_t left, T* out) const {
         const bool whole_rows = step_h == 1 && step_w == 1 && columns == source_columns;
+        const Range inside = columns_inside(tap);
         while (left > 0) {
             const T* image = plane + at.image * image_stride;
             int64_t count;
@@ -66,7 +67,7 @@ private:
                 at = {at.image + 1, 0, 0};
             } else {
                 count = std::min(left, columns - at.column);
-                copy_pixels(image, tap, at, count, out);
+                copy_pixels(image, tap, inside, at, count, out);
                 at = at.row + 1 < rows ? Pixel{at.image, at.row + 1, 0} : Pixel{at.image + 1, 0, 0};
             }
             out += count;
@@ -74,17 +75,22 @@ private:
         }
     }
 
+    // Columns of the grid whose source column exists.
+    Range columns_inside(Tap tap) const {
+        const int64_t begin = tap.column < 0 ? ceil_div(-tap.column, step_w) : 0;
+        const int64_t end = source_columns > tap.column ? ceil_div(source_columns - tap.column, step_w) : 0;
+        return {std::min(begin, columns), std::min(end, columns)};
+    }
+
     // `count` pixels of one row of the grid.
-    void copy_pixels(const T* image, Tap tap, Pixel at, int64_t count, T* out) const {
+    void copy_pixels(const T* image, Tap tap, Range inside, Pixel at, int64_t count, T* out) const {
         const int64_t source_row = at.row * step_h + tap.row;
         if (source_row < 0 || source_row >= source_rows) return zero(out, count);
-        const int64_t first = at.column * step_w + tap.column;  // source column of the first pixel
-        const int64_t head = std::clamp<int64_t>(first < 0 ? ceil_div(-first, step_w) : 0, 0, count);
-        const int64_t inside = source_columns > first ? ceil_div(source_columns - first, step_w) : 0;
-        const int64_t end = std::clamp<int64_t>(inside, head, count);
-        zero(out, head);
-        copy_strided(image + source_row * source_columns + first + head * step_w, end - head, out + head);
-        zero(out + end, count - end);
+        const int64_t from = std::clamp(inside.begin, at.column, at.column + count);
+        const int64_t to = std::clamp(inside.end, from, at.column + count);
+        zero(out, from - at.column);
+        copy_strided(image + source_row * source_columns + from * step_w + tap.column, to - from, out + (from - at.column));
+        zero(out + (to - at.column), at.column + count - to);
     }
 
     void copy_strided(const T* in, int64_t count, T* out) const {
