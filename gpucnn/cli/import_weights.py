@@ -13,7 +13,7 @@ from gpucnn.cli import options
 
 def import_weights(
     model: options.Model,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict: .npz or .safetensors.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict: .npz, .safetensors or .pth.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.")],
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Class names, one a line (default 0, 1, …).")

@@ -14,7 +14,7 @@ from gpucnn.nn import init
 from gpucnn.optim import SGD
 from gpucnn.train.config import check_choice
 from gpucnn.train.folder import PICTURES, RunFolder
-from gpucnn.weights import archive, npz
+from gpucnn.weights import archive, npz, pth
 
 ZIP_START = b"PK\3\4"
 MAX_CLASSES_FILE = 1 << 20  # bytes
@@ -61,23 +61,28 @@ def import_weights(
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """name → array of a .npz or .safetensors file, told apart by what they hold.
+    """name → array of a .npz, .safetensors or .pth file (a state dict), told apart by what they hold.
 
-    Nothing in the file is run and no more memory is taken than it honestly holds.
+    Nothing that the file says is run and no more memory is taken than it honestly holds.
     Raises OSError for a file that cannot be read, ValueError for one that is damaged or of another kind; both name it.
     """
     path = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of weights; check the path")
     with open(path, "rb") as file:
-        start = file.read(len(ZIP_START))
-    if start != ZIP_START:
+        start = file.read(len(pth.LEGACY_START))
+    if start == pth.LEGACY_START:
+        raise ValueError(
+            f"{path}: a file of PyTorch before 1.6; write it anew with torch.save(torch.load(FILE, weights_only=True), "
+            "FILE)"
+        )
+    if not start.startswith(ZIP_START):
         return tensorfile.load_weights(path)
     try:
         with archive.open_archive(path) as found:
-            return npz.read_npz(found)
-    except archive.DAMAGED as error:
-        raise ValueError(f"{path}: it is damaged or no .npz file: {error}; use another copy") from error
+            return pth.read_pth(found) if pth.is_pth(found) else npz.read_npz(found)
+    except (*archive.DAMAGED, TypeError, AttributeError, pth.Refused) as error:
+        raise ValueError(f"{path}: it is damaged or no file of weights: {error}; use another copy") from error
 
 
 def _build(model: str, path: Any, state: dict[str, np.ndarray], arguments: dict[str, Any]) -> Network:
