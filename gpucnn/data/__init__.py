@@ -1,6 +1,7 @@
 """Data sets, transforms of batches, and the loader that feeds training."""
 
 from gpucnn.data.dataset import Dataset, Splits, split
+from gpucnn.data.distortions import Brightness, Compose, Contrast, Rotate, Saturation
 from gpucnn.data.idx import read_idx
 from gpucnn.data.loader import DataLoader
 from gpucnn.data.shapes import make_shapes
@@ -9,12 +10,17 @@ from gpucnn.data.transforms import Augment, Crop, Flip, Normalize, Plan, Shift
 
 __all__ = [
     "Augment",
+    "Brightness",
+    "Compose",
+    "Contrast",
     "Crop",
     "DataLoader",
     "Dataset",
     "Flip",
     "Normalize",
     "Plan",
+    "Rotate",
+    "Saturation",
     "Shift",
     "Splits",
     "load",
