@@ -30,6 +30,10 @@ LAYERS = {
     "max_pool_default_stride": (nn.MaxPool2d(2), lambda _: F.max_pool2d(X, 2, 2)),
     "avg_pool": (nn.AvgPool2d(3, 2, 1, True, False), lambda _: F.avg_pool2d(X, 3, 2, 1, True, False)),
     "adaptive": (nn.AdaptiveAvgPool2d((2, 3)), lambda _: F.adaptive_avg_pool2d(X, (2, 3))),
+    "adaptive_max": (nn.AdaptiveMaxPool2d((2, 3)), lambda _: F.adaptive_max_pool2d(X, (2, 3))),
+    "lp_pool": (nn.LPPool2d(4, 3, 2, True), lambda _: F.lp_pool2d(X, 4, 3, 2, True)),
+    "l2_pool": (nn.L2Pool2d(3, 2, True), lambda _: F.l2_pool2d(X, 3, 2, True)),
+    "l2_pool_channels": (nn.L2PoolChannels(3, 1), lambda _: F.l2_pool_channels(X, 3, 1)),
     "response_norm": (nn.LocalResponseNorm(3, 0.1, 0.5, 2.0), lambda _: F.local_response_norm(X, 3, 0.1, 0.5, 2.0)),
     "relu": (nn.ReLU(), lambda _: F.relu(X)),
     "leaky_relu": (nn.LeakyReLU(0.2), lambda _: F.leaky_relu(X, 0.2)),
@@ -59,6 +63,11 @@ def test_layer_is_its_function(layer, function):
         (nn.MaxPool2d(3, 2, ceil_mode=True), "MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)"),
         (nn.AvgPool2d(2, padding=1), "AvgPool2d(kernel_size=2, stride=2, padding=1)"),
         (nn.AdaptiveAvgPool2d((7, 7)), "AdaptiveAvgPool2d((7, 7))"),
+        (nn.AdaptiveMaxPool2d(1), "AdaptiveMaxPool2d(1)"),
+        (nn.MaxUnpool2d(3, 2, 1), "MaxUnpool2d(kernel_size=3, stride=2, padding=1)"),
+        (nn.LPPool2d(4, 2), "LPPool2d(norm_type=4, kernel_size=2, stride=2)"),
+        (nn.L2Pool2d(3, 2, True), "L2Pool2d(kernel_size=3, stride=2, ceil_mode=True)"),
+        (nn.L2PoolChannels(4), "L2PoolChannels(size=4, stride=4)"),
         (nn.LocalResponseNorm(5), "LocalResponseNorm(5, alpha=0.0001, beta=0.75, k=1.0)"),
         (nn.BatchNorm2d(64), "BatchNorm2d(64, eps=1e-05, momentum=0.1)"),
         (nn.Dropout(), "Dropout(p=0.5)"),
@@ -112,6 +121,18 @@ def test_dropout_layer():
 def test_pooling_layer_with_indices():
     y, indices = nn.MaxPool2d(2, return_indices=True)(tensor(X))
     assert_equal(indices, F.max_pool2d(X, 2, return_indices=True)[1])
+
+
+def test_unpooling_layer_undoes_its_pooling():
+    y, indices = nn.MaxPool2d(2, return_indices=True)(tensor(X))
+    back = nn.MaxUnpool2d(2)(y, indices, X.shape)
+    assert_same_bits(back, F.max_unpool2d(y.data, indices.data, 2, output_size=(9, 9)))
+    assert_same_bits(nn.MaxPool2d(2)(back), np.maximum(y.data, 0))
+
+
+def test_adaptive_layer_with_indices():
+    y, indices = nn.AdaptiveMaxPool2d(2, return_indices=True)(tensor(X))
+    assert_equal(indices, F.adaptive_max_pool2d(X, 2, return_indices=True)[1])
 
 
 @pytest.mark.parametrize(

@@ -40,5 +40,12 @@ from gpucnn.functional.loss import multi_margin_loss as multi_margin_loss
 from gpucnn.functional.normalization import batch_norm as batch_norm
 from gpucnn.functional.normalization import local_response_norm as local_response_norm
 from gpucnn.functional.pool import adaptive_avg_pool2d as adaptive_avg_pool2d
+from gpucnn.functional.pool import adaptive_max_pool2d as adaptive_max_pool2d
 from gpucnn.functional.pool import avg_pool2d as avg_pool2d
+from gpucnn.functional.pool import global_avg_pool2d as global_avg_pool2d
+from gpucnn.functional.pool import global_max_pool2d as global_max_pool2d
+from gpucnn.functional.pool import l2_pool2d as l2_pool2d
+from gpucnn.functional.pool import l2_pool_channels as l2_pool_channels
+from gpucnn.functional.pool import lp_pool2d as lp_pool2d
 from gpucnn.functional.pool import max_pool2d as max_pool2d
+from gpucnn.functional.pool import max_unpool2d as max_unpool2d

@@ -29,5 +29,10 @@ from gpucnn.nn.module import Sequential as Sequential
 from gpucnn.nn.normalization import BatchNorm2d as BatchNorm2d
 from gpucnn.nn.normalization import LocalResponseNorm as LocalResponseNorm
 from gpucnn.nn.pool import AdaptiveAvgPool2d as AdaptiveAvgPool2d
+from gpucnn.nn.pool import AdaptiveMaxPool2d as AdaptiveMaxPool2d
 from gpucnn.nn.pool import AvgPool2d as AvgPool2d
+from gpucnn.nn.pool import L2Pool2d as L2Pool2d
+from gpucnn.nn.pool import L2PoolChannels as L2PoolChannels
+from gpucnn.nn.pool import LPPool2d as LPPool2d
 from gpucnn.nn.pool import MaxPool2d as MaxPool2d
+from gpucnn.nn.pool import MaxUnpool2d as MaxUnpool2d
