@@ -254,7 +254,7 @@ def originals() -> list[bytes]:
     cut=st.one_of(st.none(), st.integers(0, 2**16)),
     repair=st.booleans(),
 )
-@settings(max_examples=1500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_pictures_give_named_errors_only(tmp_path, which, edits, cut, repair):
     content = bytearray(originals()[which])
     for place, value in edits:

@@ -260,7 +260,7 @@ def test_a_large_pickle_is_not_read(tmp_path):
     edits=st.lists(st.tuples(st.integers(0, 2**12), st.binary(min_size=1, max_size=3)), max_size=5),
     cut=st.one_of(st.none(), st.integers(0, 2**12)),
 )
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_pickles_give_named_errors_only(tmp_path, edits, cut):
     program = bytearray(state(tensor(size=(3,), stride=(1,)), tensor(offset=3, size=(3, 1), stride=(1, 1))))
     for place, content in edits:
@@ -276,7 +276,7 @@ PIECES = [*OPERATIONS, text("a"), number(1), tensor(), storage(), ORDERED, EMPTY
 
 
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=12))
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_operations_give_named_errors_only(tmp_path, pieces):
     check_reading(tmp_path / "file", pth(b"\x80\x02" + b"".join(pieces) + b"."))
 

@@ -1,4 +1,4 @@
-"""NumPy's .npz files: a zip file of .npy arrays (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html).
+"""NumPy's .npz files: a zip file of .npy arrays (described at numpy.org, numpy.lib.format).
 
     "\\x93NUMPY", version, length of the header, {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }, the items
 
