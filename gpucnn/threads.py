@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from types import ModuleType
 
 
-def _load_extension() -> None:
+def _load_extension() -> ModuleType:
     """Import _C, and OpenMP with it, so that idle workers sleep instead of spinning.
 
     OpenMP reads its environment once, when it is loaded. Workers that spin after each operation take the processor from
@@ -14,7 +16,7 @@ def _load_extension() -> None:
     before = os.environ.get("OMP_WAIT_POLICY")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        import gpucnn._C  # noqa: F401
+        return importlib.import_module("gpucnn._C")
     except ModuleNotFoundError as error:
         raise ImportError(_not_built()) from error
     finally:
@@ -31,7 +33,17 @@ def _not_built() -> str:
     )
 
 
-_load_extension()
+_C = _load_extension()
 
-from gpucnn._C import get_num_threads as get_num_threads  # noqa: E402
-from gpucnn._C import set_num_threads as set_num_threads  # noqa: E402
+
+def get_num_threads() -> int:
+    """How many threads the CPU operations use."""
+    return _C.get_num_threads()
+
+
+def set_num_threads(count: int) -> None:
+    """Let the CPU operations use `count` threads, 1 to 1024; raises ValueError for another number.
+
+    Results have the same bits at every count.
+    """
+    _C.set_num_threads(count)
