@@ -262,7 +262,7 @@ def test_train_refuses_arguments(
         (["lenet5", "--device", "cuda"], "device 'cuda': CUDA kernels are not part of this release; use 'cpu'"),
         (["lenet5", "--device", "sim"], "device 'sim': the kernel simulator is not part of this release; use 'cpu'"),
         (["lenet5", "--device", "foo"], "device 'foo' is unknown; use 'auto' or one of 'cpu'"),
-        (["lenet5", "--optimizer", "foo"], "optimizer 'foo' is unknown; use one of sgd, adam, adamw"),
+        (["lenet5", "--optimizer", "foo"], "optimizer 'foo' is unknown; use one of sgd, adam, adamw, rmsprop"),
         (["lenet5", "--schedule", "foo"], "schedule 'foo' is unknown; use one of cosine, step, constant, plateau"),
         (["lenet5", "--early-stop", "3"], "early_stop is 3, which follows the validation part, but there is none"),
         (["lenet5", "--image-size", "5"], "lenet5: image_size is 5; it must be at least"),

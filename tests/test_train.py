@@ -15,7 +15,7 @@ from gpucnn import data, models, nn, train
 from gpucnn import functional as F
 from gpucnn.data import Dataset, Normalize, Splits
 from gpucnn.tensor import Tensor
-from gpucnn.train.config import RULES, from_dict
+from gpucnn.train.config import OPTIMIZERS, RULES, from_dict
 from gpucnn.train.diagnosis import first_non_finite
 from gpucnn.train.evaluation import count_top
 from gpucnn.train.report import epoch_line
@@ -107,8 +107,10 @@ def test_recipe_follows_the_data() -> None:
 
 
 def test_recipe_has_a_rate_for_each_optimiser(digits: Splits) -> None:
-    for name in ("sgd", "adam", "adamw"):
-        assert train.recipe("vgg11", digits.train, optimizer=name).lr > 0
+    for name in OPTIMIZERS:
+        chosen = train.recipe("vgg11", digits.train, optimizer=name)
+        assert chosen.lr > 0
+        assert (chosen.momentum > 0) == (name == "sgd")
 
 
 def test_recipe_refuses_unknown_models(digits: Splits) -> None:
@@ -158,7 +160,40 @@ def test_constant_schedule_does_not_depend_on_the_epochs(digits: Splits) -> None
     assert short[10:] == [1.0] * 20
 
 
+def test_multi_step_schedule_takes_a_tenth_after_a_half_and_three_quarters(digits: Splits) -> None:
+    found = rates(digits, 40, epochs=4, schedule="multi-step", warmup=0.0)
+    assert found == pytest.approx([1] * 20 + [0.1] * 10 + [0.01] * 10)
+
+
+def test_polynomial_schedule_is_a_straight_line_after_the_warmup(digits: Splits) -> None:
+    found = rates(digits, 51, epochs=5, schedule="polynomial", warmup=1.0)
+    assert found[:10] == pytest.approx(np.arange(1, 11) / 11)
+    assert found[10:] == pytest.approx(np.linspace(1, 0, 41))
+
+
+def test_one_cycle_schedule_rises_in_three_tenths_of_the_run(digits: Splits) -> None:
+    found = rates(digits, 100, epochs=10, schedule="one-cycle", warmup=0.0)
+    assert (found[0], found[29], found[99]) == pytest.approx((0.04, 1, 4e-6))
+    assert max(found) == found[29]
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "one-cycle"])
+def test_recipe_gives_no_warmup_to_schedules_that_take_none(digits: Splits, schedule: str) -> None:
+    chosen = config(digits.train, schedule=schedule, validation=0.1)
+    assert chosen.warmup == 0
+    with pytest.raises(ValueError, match=f"warmup is 1.0, but schedule '{schedule}' takes no warm-up; use 0"):
+        dataclasses.replace(chosen, warmup=1.0)
+
+
 # Training
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_lowers_the_loss(digits: Splits, name: str) -> None:
+    run = trainer(digits, optimizer=name, epochs=20, augment=False)
+    while not run.done:
+        run.run_epoch()
+    assert run.history[-1]["train_loss"] < 0.75 * run.history[0]["train_loss"]
 
 
 def test_overfits_a_few_images(digits: Splits) -> None:

@@ -2,6 +2,7 @@
 
 from gpucnn.train.config import TrainConfig as TrainConfig
 from gpucnn.train.diagnosis import NonFiniteError as NonFiniteError
+from gpucnn.train.ensemble import average_predictions as average_predictions
 from gpucnn.train.evaluation import Evaluation as Evaluation
 from gpucnn.train.evaluation import evaluate as evaluate
 from gpucnn.train.prediction import Prediction as Prediction

@@ -10,9 +10,10 @@ from typing import Any
 from gpucnn import device as devices
 from gpucnn import models
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("cosine", "step", "constant", "plateau")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
+SCHEDULES = ("cosine", "step", "constant", "plateau", "multi-step", "polynomial", "one-cycle")
 ENDLESS = ("constant", "plateau")  # schedules that do not depend on the number of epochs
+WITHOUT_WARMUP = ("plateau", "one-cycle")  # the latter rises by itself
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,12 @@ class TrainConfig:
 
     - model, arguments: what `models.create` takes; data: what `data.load` takes
     - epochs: passes over the training part; batch_size: images a step
-    - optimizer: "sgd" (with momentum), "adam" or "adamw"; lr: its highest rate; weight_decay: as in `optim`
-    - schedule: "cosine" (to zero at the end), "step" (a tenth after each third), "constant", or "plateau" (a tenth
-      when the validation loss stays); warmup: epochs in which the rate grows, at most a fifth of the run
+    - optimizer: "sgd" (with momentum), "adam", "adamw", "rmsprop", "adagrad" or "adadelta"; lr: its highest rate;
+      momentum: of sgd and rmsprop; weight_decay: as in `optim`
+    - schedule: "cosine" (to zero at the end), "step" (a tenth after each third), "constant", "plateau" (a tenth when
+      the validation loss stays), "multi-step" (a tenth after a half, and after three quarters), "polynomial" (a
+      straight line to zero) or "one-cycle" (up for three tenths of the run, then down to almost zero)
+    - warmup: epochs in which the rate grows, at most a fifth of the run
     - augment: whether training images are moved at random, by up to `shift` pixels along each axis
     - validation: share of the training images kept apart to be measured on; early_stop: stop after so many epochs
       without a better validation accuracy, or None
@@ -108,8 +112,8 @@ class TrainConfig:
                     f"{name} is {getattr(self, name)!r}, which follows the validation part, but there is none; "
                     "set a validation fraction such as 0.1"
                 )
-        if self.warmup and self.schedule == "plateau":
-            raise ValueError(f"warmup is {self.warmup}, but schedule 'plateau' has no warm-up; use 0")
+        if self.warmup and self.schedule in WITHOUT_WARMUP:
+            raise ValueError(f"warmup is {self.warmup}, but schedule {self.schedule!r} takes no warm-up; use 0")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 
 from gpucnn import models
 from gpucnn.data import Dataset
-from gpucnn.train.config import OPTIMIZERS, TrainConfig, check_choice
+from gpucnn.train.config import OPTIMIZERS, WITHOUT_WARMUP, TrainConfig, check_choice
 
 SMALL_IMAGE = 64  # pixels; images up to here are not blown up to the published input size
 SMALL_SET = 10_000  # training images; more epochs are affordable below, and needed
 EPOCHS_SMALL, EPOCHS_LARGE = 40, 10
 SHIFT = 2 / 28  # share of the image's side: 2 pixels of a digit's 28
 MOMENTUM = 0.9
-WEIGHT_DECAY = {"sgd": 1e-3, "adam": 0.0, "adamw": 1e-2}
+WEIGHT_DECAY = {"sgd": 1e-3, "adamw": 1e-2}  # others 0
+ADAPTIVE_RATES = {"rmsprop": 5e-4, "adagrad": 1e-2, "adadelta": 1.0}  # where a network has none of its own
 WARMUP = 1.0  # epochs; deep networks without batch norm do not start at the full rate
 
 
@@ -32,8 +33,8 @@ class Recipe(NamedTuple):
 # AlexNet's and VGG's image sizes are about the smallest that leave an output; widths let two cores train in minutes.
 # The paper's AlexNet starts from weights of 0.01, whose signals nearly vanish: at higher rates it stays at chance.
 RECIPES = {
-    "lenet5": Recipe("sgd", {"sgd": 0.02, "adam": 2e-3, "adamw": 2e-3}, 32, 28, 1.0),
-    "lenet5 paper": Recipe("sgd", {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3}, 64, 28, 1.0),
+    "lenet5": Recipe("sgd", {"sgd": 0.02, "adam": 2e-3, "adamw": 2e-3, "rmsprop": 2e-3}, 32, 28, 1.0),
+    "lenet5 paper": Recipe("sgd", {"sgd": 0.1, "adam": 2e-3, "adamw": 2e-3, "rmsprop": 2e-3}, 64, 28, 1.0),
     "alexnet": Recipe("adamw", {"sgd": 0.02, "adam": 1e-3, "adamw": 1e-3}, 64, 64, 0.25),
     "alexnet paper": Recipe("adamw", {"sgd": 0.01, "adam": 3e-4, "adamw": 3e-4}, 64, 67, 0.25),
     "vgg": Recipe("adamw", {"sgd": 0.02, "adam": 5e-4, "adamw": 5e-4}, 64, 32, 0.125),
@@ -60,11 +61,11 @@ def recipe(model: str, dataset: Dataset, data: str | None = None, **settings: An
         "epochs": EPOCHS_SMALL if len(dataset) < SMALL_SET else EPOCHS_LARGE,
         "batch_size": chosen.batch_size,
         "optimizer": optimizer,
-        "lr": chosen.lr[optimizer],
+        "lr": {**ADAPTIVE_RATES, **chosen.lr}[optimizer],
         "momentum": MOMENTUM if optimizer == "sgd" else 0.0,
-        "weight_decay": WEIGHT_DECAY[optimizer],
+        "weight_decay": WEIGHT_DECAY.get(optimizer, 0.0),
         "schedule": "cosine",
-        "warmup": 0.0 if given.get("schedule") == "plateau" else WARMUP,
+        "warmup": 0.0 if given.get("schedule") in WITHOUT_WARMUP else WARMUP,
         "augment": True,
         "shift": round(SHIFT * arguments.get("image_size", dataset.image_size[0])),
     }

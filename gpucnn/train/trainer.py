@@ -21,6 +21,14 @@ from gpucnn.train.evaluation import evaluate
 from gpucnn.train.report import Report
 
 PLATEAU_PATIENCE = 5  # epochs without a better validation loss before the rate falls to a tenth
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "sgd": optim.SGD,
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "rmsprop": optim.RMSprop,
+    "adagrad": optim.Adagrad,
+    "adadelta": optim.Adadelta,
+}
 NO_SUMS = {"loss": 0.0, "correct": 0, "images": 0, "seconds": 0.0}
 
 
@@ -191,10 +199,9 @@ def is_better(entry: dict[str, Any], best: dict[str, Any] | None) -> bool:
 
 def make_optimizer(config: TrainConfig, model: Network) -> optim.Optimizer:
     """The optimiser that `config` names, of all parameters of the model."""
-    if config.optimizer == "sgd":
-        return optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-    kinds = {"adam": optim.Adam, "adamw": optim.AdamW}
-    return kinds[config.optimizer](model.parameters(), config.lr, weight_decay=config.weight_decay)
+    momentum = {"momentum": config.momentum} if config.optimizer in ("sgd", "rmsprop") else {}
+    kind = OPTIMIZERS[config.optimizer]
+    return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **momentum)
 
 
 def make_schedule(
@@ -204,13 +211,21 @@ def make_schedule(
     if config.schedule == "plateau":
         return optim.PlateauSchedule(optimizer, factor=0.1, patience=PLATEAU_PATIENCE)
     total, warmup = config.epochs * steps, round(config.warmup * steps)
+    if config.schedule == "one-cycle":
+        return optim.OneCycleSchedule(optimizer, total)
     if config.schedule not in ENDLESS:
         warmup = min(warmup, total // 5)
-    after: optim.Schedule
-    if config.schedule == "constant":
-        after = optim.ConstantSchedule(optimizer)
-    elif config.schedule == "step":
-        after = optim.StepSchedule(optimizer, step_size=math.ceil((total - warmup) / 3))
-    else:
-        after = optim.CosineSchedule(optimizer, total - warmup)
-    return optim.WarmupSchedule(optimizer, warmup, after)
+    return optim.WarmupSchedule(optimizer, warmup, _after_warmup(config.schedule, optimizer, total - warmup))
+
+
+def _after_warmup(schedule: str, optimizer: optim.Optimizer, total: int) -> optim.Schedule:
+    """The schedule of that name over `total` steps."""
+    if schedule == "constant":
+        return optim.ConstantSchedule(optimizer)
+    if schedule == "step":
+        return optim.StepSchedule(optimizer, step_size=math.ceil(total / 3))
+    if schedule == "multi-step":
+        return optim.MultiStepSchedule(optimizer, [math.ceil(total / 2), math.ceil(total * 3 / 4)])
+    if schedule == "polynomial":
+        return optim.PolynomialSchedule(optimizer, total)
+    return optim.CosineSchedule(optimizer, total)
