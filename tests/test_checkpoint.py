@@ -34,6 +34,11 @@ OPTIMIZERS = {
     "momentum": lambda parameters: optim.SGD(parameters, 0.01, 0.9, weight_decay=1e-3),
     "adam": lambda parameters: optim.Adam(parameters, 0.002),
     "adamw": lambda parameters: optim.AdamW(parameters, 0.002),
+    "rmsprop": lambda parameters: optim.RMSprop(parameters, 0.002, momentum=0.9, centered=True),
+    "adagrad": lambda parameters: optim.Adagrad(parameters, lr_decay=0.1, l1_decay=1e-4),
+    "groups": lambda parameters: optim.Adadelta(
+        [{"params": next(parameters), "lr": 0.0}, {"params": next(parameters), "lr": 0.1}, {"params": parameters}]
+    ),
 }
 
 
@@ -73,7 +78,7 @@ def bits(state: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
 
 
 def optimizer_bits(optimizer: optim.Optimizer) -> tuple[Any, ...]:
-    return optimizer.lr, optimizer.steps, [bits(entry) for entry in optimizer.state]
+    return optimizer.lr, optimizer.rates, optimizer.steps, [bits(entry) for entry in optimizer.state]
 
 
 # Networks from the file alone
