@@ -1,8 +1,9 @@
 // Convolution as a loop nest, without im2col and without packing; see conv2d.hpp for the maths.
 //
 // A task is one plane of the output (of y, of gx) or one R x S filter plane (of gw); the inner loop runs along an image row.
-// Good where a sum has few channels (depthwise filters), and the reference that reads like the formula.
+// The reference that reads like the formula. Good where a sum has few channels; with one, conv2d_depthwise.cpp takes over.
 #include "conv2d.hpp"
+#include "conv2d_depthwise.hpp"
 #include "gemm.hpp"
 #include "parallel.hpp"
 
@@ -91,6 +92,7 @@ double dot_plane(const T* gy, const T* x, int64_t r, int64_t s, const ConvShape&
 
 template <class T>
 void conv2d_forward_direct(const T* x, const T* w, const T* bias, T* y, const ConvShape& shape) {
+    if (is_depthwise(shape)) return depthwise_forward(x, w, bias, y, shape);
     const int64_t channels = shape.group_channels(), plane = shape.H * shape.W, taps = shape.R * shape.S;
     parallel_for(shape.N * shape.K, [&](int64_t task) {
         const int64_t n = task / shape.K, k = task % shape.K, group = k / shape.group_filters();
@@ -103,6 +105,7 @@ void conv2d_forward_direct(const T* x, const T* w, const T* bias, T* y, const Co
 
 template <class T>
 void conv2d_backward_input_direct(const T* gy, const T* w, T* gx, const ConvShape& shape) {
+    if (is_depthwise(shape)) return depthwise_backward_input(gy, w, gx, shape);
     const int64_t channels = shape.group_channels(), filters = shape.group_filters(), taps = shape.R * shape.S;
     parallel_for(shape.N * shape.C, [&](int64_t task) {
         const int64_t n = task / shape.C, c = task % shape.C, group = c / channels;
@@ -115,6 +118,7 @@ void conv2d_backward_input_direct(const T* gy, const T* w, T* gx, const ConvShap
 
 template <class T>
 void conv2d_backward_weight_direct(const T* x, const T* gy, T* gw, const ConvShape& shape) {
+    if (is_depthwise(shape)) return depthwise_backward_weight(x, gy, gw, shape);
     const int64_t channels = shape.group_channels();
     parallel_for(shape.K * channels * shape.R, [&](int64_t task) {
         const int64_t r = task % shape.R, k = task / shape.R / channels, c = task / shape.R % channels;

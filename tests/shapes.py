@@ -52,6 +52,7 @@ CONV_CASES = {
     "alexnet_groups": ConvCase((1, 8, 6, 6), (12, 4, 5, 5), padding=2, groups=2),
     "depthwise": ConvCase((2, 5, 8, 8), (5, 1, 3, 3), padding=1, groups=5),
     "depthwise_multiplier": ConvCase((2, 3, 6, 7), (6, 1, 3, 3), stride=2, padding=1, groups=3),
+    "depthwise_blocks": ConvCase((1, 2, 61, 53), (4, 1, 5, 3), padding=2, dilation=(1, 2), groups=2),
     "one_dimensional": ConvCase((2, 3, 1, 17), (4, 3, 1, 3), padding=(0, 1)),
     "empty_batch": ConvCase((0, 3, 5, 5), (4, 3, 3, 3), padding=1),
     "many_channels": ConvCase((1, 37, 6, 6), (19, 37, 3, 3), padding=1),  # long sums

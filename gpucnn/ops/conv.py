@@ -15,6 +15,7 @@ import numpy as np
 from gpucnn import _C
 from gpucnn.ops import conv_toeplitz, conv_winograd
 from gpucnn.ops.shapes import ConvShape, require_float
+from gpucnn.threads import get_num_threads
 
 
 class UnsupportedAlgorithm(ValueError):
@@ -41,8 +42,14 @@ def _everything(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
     return None if device == "cpu" else f"it runs on the device cpu, not {device}"
 
 
-def _no_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    return 0
+def _direct_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    """Depthwise passes take a padded plane and a block of rows for each thread, others nothing."""
+    if shape.C != shape.groups:
+        return 0
+    (sh, sw), (dh, dw) = shape.stride, shape.dilation
+    height, width = shape.P + (shape.R - 1) * dh // sh, shape.Q + (shape.S - 1) * dw // sw
+    values = sh * sw * height * width + max(2048, width)
+    return get_num_threads() * (values * dtype.itemsize + 8 * shape.R * shape.S)
 
 
 def _im2col_workspace(shape: ConvShape, dtype: np.dtype) -> int:
@@ -66,7 +73,7 @@ def _table(**algorithms: tuple[Any, ...]) -> dict[str, Algorithm]:
 
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
     "conv2d_forward": _table(
-        direct=(_everything, _no_workspace, _compiled(_C.conv2d_forward_direct)),
+        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_forward_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_forward_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.forward_workspace, conv_toeplitz.forward),
         winograd=(
@@ -81,7 +88,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         ),
     ),
     "conv2d_backward_input": _table(
-        direct=(_everything, _no_workspace, _compiled(_C.conv2d_backward_input_direct)),
+        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_input_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_input_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_input_workspace, conv_toeplitz.backward_input),
         winograd=(
@@ -96,7 +103,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         ),
     ),
     "conv2d_backward_weight": _table(
-        direct=(_everything, _no_workspace, _compiled(_C.conv2d_backward_weight_direct)),
+        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_weight_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_weight_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_weight_workspace, conv_toeplitz.backward_weight),
         winograd=(
