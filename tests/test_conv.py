@@ -154,7 +154,7 @@ def test_choice_of_algorithm():
 def test_table_of_algorithms():
     shape = ops.conv_shape((4, 8, 14, 14), (16, 8, 3, 3))
     entries = [entry for table in ops.ALGORITHMS.values() for entry in table.values()]
-    assert len(entries) == 15
+    assert len(entries) == 18
     assert all(entry.deterministic for entry in entries)
     assert all(entry.workspace_bytes(shape, np.dtype(np.float32)) >= 0 for entry in entries)
 

@@ -28,7 +28,7 @@ from gpucnn import functional as F
 from gpucnn import ops, tensor
 
 # Rounding errors in units of u · Σ|x||w|, and the relative L2 error in float32.
-BOUNDS = {"winograd": (16, 1e-6), "winograd4": (128, 2e-6)}
+BOUNDS = {"winograd": (16, 1e-6), "winograd4": (128, 2e-6), "fft": (16, 1e-6)}
 algorithms = pytest.mark.parametrize("algorithm", BOUNDS)
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -105,6 +105,21 @@ def cases(draw):
 @settings(max_examples=50)
 def test_random_shapes(algorithm, case):
     check_bounds(case, np.float32, algorithm)
+
+
+FFT_CASES = {
+    "lenet_c1": ConvCase((2, 1, 28, 28), (6, 1, 5, 5), padding=2),
+    "even_kernel": ConvCase((3, 5, 13, 11), (7, 5, 4, 2), padding=(2, 1)),
+    "pointwise": ConvCase((2, 7, 5, 6), (11, 7, 1, 1)),
+    "kernel_larger_than_image": ConvCase((1, 2, 3, 2), (3, 2, 5, 4), padding=(2, 2)),
+    "convnet_l3": ConvCase((2, 8, 32, 32), (9, 8, 9, 9)),
+}
+
+
+@parametrize(FFT_CASES)
+@dtypes
+def test_fft_takes_any_kernel(case, dtype):
+    check_bounds(case, dtype, "fft")
 
 
 @parametrize(LARGE)
@@ -201,6 +216,9 @@ REFUSED = [
     ("winograd", WEIGHT, {"stride": (1, 2)}, r"it needs stride 1, not \(1, 2\)"),
     ("winograd4", WEIGHT, {"dilation": 2}, r"it needs dilation 1, not \(2, 2\)"),
     ("winograd", WEIGHT[:, :2], {"groups": 2}, "it needs groups 1, not 2"),
+    ("fft", WEIGHT[:, :2], {"groups": 2}, "it needs groups 1, not 2"),
+    ("fft", WEIGHT, {"stride": 2}, r"it needs stride 1, not \(2, 2\)"),
+    ("fft", WEIGHT, {"dilation": (2, 1)}, r"it needs dilation 1, not \(2, 1\)"),
 ]
 
 

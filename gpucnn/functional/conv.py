@@ -125,8 +125,8 @@ def conv2d(
     - x: (N, C, H, W), float32 or float64; a Tensor or an array, which the result then is too
     - weight: (K, C/groups, R, S); bias: (K,) or None
     - stride, padding, dilation: pixels, one integer or (height, width); groups: divides C and K
-    - algorithm: "auto", "direct", "im2col", "toeplitz", and for 3×3 filters of stride, dilation and groups 1 "winograd"
-      and "winograd4"; they differ in speed and rounding, not in meaning
+    - algorithm: "auto", "direct", "im2col", "toeplitz"; for stride, dilation and groups 1 also "fft", and for 3×3
+      filters "winograd" and "winograd4"; they differ in speed and rounding, not in meaning
     Raises ValueError or TypeError naming the argument that does not fit, UnsupportedAlgorithm for the algorithm.
     Sources: Dumoulin & Visin 2016 (arithmetic); Chellapilla et al. 2006 (im2col).
     """

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
-from gpucnn.ops import conv_toeplitz, conv_winograd
+from gpucnn.ops import conv_fft, conv_toeplitz, conv_winograd
 from gpucnn.ops.shapes import ConvShape, require_float
 from gpucnn.threads import get_num_threads
 
@@ -76,6 +76,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         direct=(_everything, _direct_workspace, _compiled(_C.conv2d_forward_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_forward_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.forward_workspace, conv_toeplitz.forward),
+        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.forward),
         winograd=(
             conv_winograd.supports,
             conv_winograd.winograd_workspace,
@@ -91,6 +92,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_input_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_input_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_input_workspace, conv_toeplitz.backward_input),
+        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.backward_input),
         winograd=(
             conv_winograd.supports,
             conv_winograd.winograd_workspace,
@@ -106,6 +108,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_weight_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_weight_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_weight_workspace, conv_toeplitz.backward_weight),
+        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.backward_weight),
         winograd=(
             conv_winograd.supports,
             conv_winograd.winograd_workspace,
