@@ -6,6 +6,7 @@ images per second (above 1: gpucnn is faster). Two OpenMP runtimes in one proces
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
 import statistics
@@ -72,7 +73,8 @@ def main(
         serve(worker, CASES[chosen[0]], threads, seconds)
         return
     rows = [compare(name, rounds, seconds, threads) for name in chosen]
-    report = {"cpu": processor(), "threads": threads, "rounds": rounds, "rows": rows}
+    when = {"date": datetime.date.today().isoformat(), "commit": commit()}
+    report = {"cpu": processor(), **when, "threads": threads, "rounds": rounds, "rows": rows}
     print_table(report)
     if json_file is not None:
         files.write_atomically(json_file, json.dumps(report, indent=1).encode() + b"\n")
@@ -232,9 +234,19 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def commit() -> str:
+    """The commit that this file comes from, "unknown" outside a checkout; "+" where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def print_table(report: dict[str, Any]) -> None:
     """The rows as a table, wide enough not to be cut when piped."""
-    table = Table(title=f"{report['cpu']}, {report['threads']} threads, median of {report['rounds']}")
+    when = f"commit {report['commit']}, {report['date']}"
+    table = Table(title=f"{report['cpu']}, {report['threads']} threads, median of {report['rounds']}, {when}")
     for heading in ("case", "batch", "gpucnn ms", "torch ms", "images/s", "ratio to torch"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
     for row in report["rows"]:
