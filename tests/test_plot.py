@@ -165,7 +165,6 @@ HISTORY = [
 ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is the extra viz")
 @pytest.mark.parametrize("validation", [{}, {"validation_loss": 1.5, "validation_accuracy": 0.5}])
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_curves(tmp_path: Path, validation: dict[str, float], epochs: int) -> None:

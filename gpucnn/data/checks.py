@@ -1,12 +1,13 @@
 """Argument checks shared by the files of gpucnn.data."""
 
 import operator
+from typing import Any
 
 
-def check_integer(operation: str, name: str, value: object, minimum: int) -> int:
+def check_integer(operation: str, name: str, value: Any, minimum: int) -> int:
     """value as a Python int >= minimum; else a TypeError or ValueError that names the argument."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)
     except TypeError:
         raise TypeError(f"{operation}: {name} must be an integer, not {value!r}") from None
     if isinstance(value, bool):
