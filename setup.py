@@ -1,4 +1,4 @@
-"""Builds the extension gpucnn._C and maps bench/ into the package; everything else stands in pyproject.toml."""
+"""Builds the extension gpucnn._C and maps folders into the package; everything else stands in pyproject.toml."""
 
 import os
 import subprocess
@@ -10,6 +10,8 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+# Packages that stand at the top of the tree, under their names in gpucnn.
+FOLDERS = {"gpucnn.bench": "bench", "gpucnn.kernels": "kernels", "gpucnn.simulator_runtime": "csrc/simulator"}
 
 
 def openmp_flags() -> list[str]:
@@ -40,9 +42,14 @@ extension = Pybind11Extension(
 
 with ParallelCompile("GPUCNN_BUILD_JOBS", default=os.cpu_count() or 1):
     setup(
-        packages=[*find_packages(include=["gpucnn", "gpucnn.*"]), "gpucnn.bench"],
-        package_dir={"gpucnn.bench": "bench"},
-        package_data={"gpucnn": ["py.typed", "*.pyi"], "gpucnn.data": ["*.npz"]},
+        packages=[*find_packages(include=["gpucnn", "gpucnn.*"]), *FOLDERS],
+        package_dir=FOLDERS,
+        package_data={
+            "gpucnn": ["py.typed", "*.pyi"],
+            "gpucnn.data": ["*.npz"],
+            "gpucnn.kernels": ["*.cu", "*.cuh"],
+            "gpucnn.simulator_runtime": ["*.cpp", "*.hpp"],
+        },
         ext_modules=[extension],
         cmdclass={"build_ext": build_ext},
     )

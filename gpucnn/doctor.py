@@ -26,6 +26,7 @@ from rich.text import Text
 
 from gpucnn import _C
 from gpucnn import functional as F
+from gpucnn.files import cache_root
 from gpucnn.threads import get_num_threads
 from gpucnn.version import __version__
 
@@ -322,7 +323,7 @@ def _matplotlib() -> Check:
 
 def _cache() -> Check:
     """The folder for compiled kernels and tuning results; code is loaded from it, so nobody else may write there."""
-    path = Path(os.environ.get("GPUCNN_CACHE_DIR") or os.path.expanduser("~/.cache/gpucnn"))
+    path = cache_root()
     name = "GPUCNN_CACHE_DIR" if os.environ.get("GPUCNN_CACHE_DIR") else "the default cache"
     fix = "set GPUCNN_CACHE_DIR to a folder you may write to"
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())

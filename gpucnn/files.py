@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.\d+\.tmp")  # .checkpoint.safetensors.<pid>.<n>.tmp
 _numbers = itertools.count()
@@ -31,6 +32,28 @@ class WriteError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+def cache_root() -> Path:
+    """Where compiled kernels and tuning results go: GPUCNN_CACHE_DIR, else ~/.cache/gpucnn. It may not exist yet."""
+    return Path(os.environ.get("GPUCNN_CACHE_DIR") or os.path.expanduser("~/.cache/gpucnn"))
+
+
+def cache_folder(name: str) -> Path:
+    """The folder `name` in the cache, made if it is missing.
+
+    Code is loaded from it, so it must be the user's own: raises PermissionError if others may write to it or own it,
+    and OSError where it cannot be made.
+    """
+    folder = cache_root() / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o002:
+        raise PermissionError(
+            f"{folder}: others own it or may write to it, and so run code as you: chmod 700, or set "
+            "GPUCNN_CACHE_DIR to a folder of your own"
+        )
+    return folder
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | Iterable[bytes | memoryview]) -> None:

@@ -46,7 +46,7 @@ class Tensor:
     __array_ufunc__ = None  # so that `array * tensor` asks Tensor.__rmul__ instead of looping over elements
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self.data = np.asarray(data)
+        self.data = devices.as_array(data)
         if self.data.dtype.kind not in "fiub" or self.data.dtype == np.float16:
             raise TypeError(f"Tensor: dtype {self.data.dtype} is not supported; use float32, float64, integers or bool")
         if requires_grad and self.data.dtype.kind != "f":
@@ -73,15 +73,15 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        return devices.of(self.data)
 
     @property
     def is_leaf(self) -> bool:
         return self._function is None
 
     def numpy(self) -> np.ndarray:
-        """The values as a NumPy array; on the CPU it shares the Tensor's memory."""
-        return self.data
+        """The values as a NumPy array; on the devices cpu and sim it shares the Tensor's memory."""
+        return devices.to_numpy(self.data)
 
     def item(self) -> float | int | bool:
         """The value of a Tensor with one element, as a Python number; raises ValueError otherwise."""
@@ -95,10 +95,10 @@ class Tensor:
 
     def to(self, target: Any) -> Tensor:
         """This Tensor on a device (a string) or in a dtype; itself if nothing changes, else a leaf without history."""
-        if isinstance(target, str) and target.split(":")[0] in ("auto", *devices.DEVICES, *devices.PLANNED):
-            devices.resolve(target)
-            return self
-        data = self.data.astype(target, copy=False)
+        if devices.is_device(target):
+            data = devices.move(self.data, devices.resolve(target))
+        else:
+            data = self.data.astype(target, copy=False)
         return self if data is self.data else Tensor(data, self.requires_grad)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
@@ -134,8 +134,9 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward: a Tensor of shape {self.shape} needs gradient=, an array of its shape")
-            return np.ones(self.shape, self.dtype)
-        array = np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, dtype=self.dtype)
+            return np.ones_like(self.data)
+        array = devices.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
+        array = devices.move(array.astype(self.dtype, copy=False), self.device)
         if array.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {array.shape} but the Tensor has {self.shape}")
         return array
@@ -247,14 +248,16 @@ def topological_order(root: Function) -> list[Function]:
 def tensor(data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """A Tensor of `data`: nested lists, a number, or anything with `__array__` or `__dlpack__`; arrays are copied.
 
-    Python floats become float32, an array keeps its dtype. Raises TypeError for a dtype that is not supported and
-    ValueError for a device that is not.
+    Python floats become float32, an array keeps its dtype. It is made on `device`, which `Tensor.to` explains.
+    Raises TypeError for a dtype that is not supported and ValueError for a device that is not there.
     """
-    devices.resolve(device)
-    if hasattr(data, "__dlpack__") and not isinstance(data, np.ndarray):
+    where = devices.resolve(device)
+    if hasattr(data, "__dlpack__") and not devices.is_array(data):
         data = np.from_dlpack(data)
+    if devices.is_array(data) and devices.runs_kernels(data):
+        return Tensor(devices.move(data.astype(dtype or data.dtype, order="C", copy=True), where), requires_grad)
     array = np.array(data, dtype=dtype, order="C")  # contiguous, so that optimisers can change it in place
     from_python = not hasattr(data, "__array__") and dtype is None
     if from_python and array.dtype == np.float64:
         array = array.astype(np.float32)
-    return Tensor(array, requires_grad)
+    return Tensor(devices.move(array, where), requires_grad)

@@ -264,7 +264,7 @@ def test_matmul_of_views(view):
         (np.ones(()), np.ones(3), ValueError, "both need at least one dimension"),
         (np.ones((2, 3)), np.ones((3, 2), np.float32), TypeError, "b is float32 but a is float64"),
         (np.ones((2, 3), int), np.ones((3, 2), int), TypeError, "a is int64; it must be float32 or float64"),
-        ([[1.0]], np.ones((1, 1)), TypeError, "a is list; it must be a Tensor or a NumPy array"),
+        ([[1.0]], np.ones((1, 1)), TypeError, "a is list; it must be a Tensor or an array"),
     ],
 )
 def test_matmul_errors(a, b, error, message):

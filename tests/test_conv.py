@@ -179,7 +179,7 @@ ERRORS = [
     ((X, WEIGHT), {"groups": 0}, ValueError, "groups is 0; it must be a positive integer"),
     ((X, WEIGHT.astype(float)), {}, TypeError, "weight is float64 but x is float32; convert one of them"),
     ((X.astype(int), WEIGHT), {}, TypeError, "x is int64; it must be float32 or float64"),
-    ((X.tolist(), WEIGHT), {}, TypeError, "x is list; it must be a Tensor or a NumPy array"),
+    ((X.tolist(), WEIGHT), {}, TypeError, "x is list; it must be a Tensor or an array"),
     (
         (X, WEIGHT),
         {"algorithm": "none"},

@@ -335,7 +335,7 @@ ERRORS = [
     (F.conv1d, (X1, W1), {"dilation": 4}, ValueError, "conv1d: the output would be empty: the kernel reaches over 9 "),
     (F.conv1d, (X1, W1, W1[0, 0]), {}, ValueError, r"conv1d: bias has shape \(3,\) but weight has 6 filters"),
     (F.conv1d, (X1, W1.astype(float)), {}, TypeError, "conv1d: weight is float64 but x is float32"),
-    (F.conv1d, (X1.tolist(), W1), {}, TypeError, "conv1d: x is list; it must be a Tensor or a NumPy array"),
+    (F.conv1d, (X1.tolist(), W1), {}, TypeError, "conv1d: x is list; it must be a Tensor or an array"),
     (F.conv1d, (X1, W1), {"algorithm": "no"}, gpucnn.UnsupportedAlgorithm, "'no' is unknown"),
     (F.conv3d, (X3[0], W3), {}, ValueError, r"conv3d: x has shape .* must have 5 dimensions \(N, C, D, H, W\)"),
     (

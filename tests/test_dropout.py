@@ -148,7 +148,7 @@ def test_shapes(shape):
         (lambda: F.dropout(np.ones(3), float("nan")), ValueError, "dropout: p is nan"),
         (lambda: nn.Dropout(1.5), ValueError, "Dropout: p is 1.5"),
         (lambda: F.dropout(np.ones(3, int)), TypeError, "dropout: x is int64; it must be float32 or float64"),
-        (lambda: F.dropout([1.0]), TypeError, "dropout: x is list; it must be a Tensor or a NumPy array"),
+        (lambda: F.dropout([1.0]), TypeError, "dropout: x is list; it must be a Tensor or an array"),
         (lambda: gpucnn.manual_seed(-1), ValueError, r"manual_seed: seed is -1; it must be from 0 to 2\*\*63 - 1"),
         (lambda: gpucnn.manual_seed(2**63), ValueError, "manual_seed: seed is 9223372036854775808"),
     ],

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Files and folders of the package; a file may import lower ranks, and others of its own folder.
 RANKS = {
-    "_C": -1, "device": 0, "random": 0, "threads": 0, "files": 0, "version": 0,
-    "tensorfile": 1,
+    "_C": -1, "kernels": -1, "simulator_runtime": -1, "device": 0, "random": 0, "threads": 0, "files": 0, "version": 0,
+    "tensorfile": 1, "launch": 1,
     "ops": 2, "tensor": 2, "data": 2,
     "functional": 3,
     "nn": 4, "optim": 4,
@@ -27,9 +27,15 @@ RANKS = {
     "cli": 10, "__main__": 11,
 }  # fmt: skip
 HEAVY = {"cupy", "scipy", "matplotlib", "PIL", "torch", "onnx"}
+FOLDERS = (
+    ("", ROOT / "gpucnn"),
+    ("bench", ROOT / "bench"),
+    ("kernels", ROOT / "kernels"),
+    ("simulator_runtime", ROOT / "csrc" / "simulator"),
+)
 SOURCES = {
     ".".join(("gpucnn", folder, *path.relative_to(base).with_suffix("").parts)).replace("..", "."): path
-    for folder, base in (("", ROOT / "gpucnn"), ("bench", ROOT / "bench"))
+    for folder, base in FOLDERS
     for path in sorted(base.rglob("*.py"))
 }
 MODULES = {name.removesuffix(".__init__"): path for name, path in SOURCES.items()}

@@ -131,7 +131,7 @@ X, WEIGHT = np.zeros((2, 3)), np.zeros((4, 3))
         ((X, WEIGHT, np.zeros(3)), ValueError, r"bias has shape \(3,\); it must be \(4,\)"),
         ((X, WEIGHT.astype(np.float32)), TypeError, "weight is float32 but x is float64; convert one of them"),
         ((X.astype(int), WEIGHT), TypeError, "x is int64; it must be float32 or float64"),
-        ((X.tolist(), WEIGHT), TypeError, "x is list; it must be a Tensor or a NumPy array"),
+        ((X.tolist(), WEIGHT), TypeError, "x is list; it must be a Tensor or an array"),
     ],
 )
 def test_errors(arguments, error, message):

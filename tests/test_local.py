@@ -209,7 +209,7 @@ ERRORS = [
     (F.locally_connected2d, (X, WEIGHT, None, 0), ValueError, "locally_connected2d: stride is 0"),
     (F.locally_connected2d, (X, WEIGHT, None, 1, -1), ValueError, "locally_connected2d: padding is -1"),
     (F.locally_connected2d, (X, WEIGHT.astype(float)), TypeError, "weight is float64 but x is float32"),
-    (F.locally_connected2d, (X, WEIGHT.tolist()), TypeError, "weight is list; it must be a Tensor or a NumPy array"),
+    (F.locally_connected2d, (X, WEIGHT.tolist()), TypeError, "weight is list; it must be a Tensor or an array"),
     (nn.LocallyConnected2d, (0, 1, 3, 8), ValueError, r"LocallyConnected2d: in_channels \(=0\)"),
     (nn.LocallyConnected2d, (1, 1, 9, 8), ValueError, "LocallyConnected2d: the output would be empty: .* 9x9 .* 8x8"),
     (nn.LocallyConnected2d, (1, 1, 3, (8, 8, 8)), ValueError, r"LocallyConnected2d: input_size is \(8, 8, 8\)"),

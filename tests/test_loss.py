@@ -162,7 +162,7 @@ def test_binary_cross_entropy_from_the_tape():
         ((scores(), LABELS), {"label_smoothing": 1.5}, ValueError, "label_smoothing is 1.5; it must be from 0 to 1"),
         ((scores()[:0], LABELS[:0]), {}, ValueError, "the mean over an empty batch is undefined"),
         ((scores().astype(int), LABELS), {}, TypeError, "x is int64; it must be float32 or float64"),
-        ((scores().tolist(), LABELS), {}, TypeError, "x is list; it must be a Tensor or a NumPy array"),
+        ((scores().tolist(), LABELS), {}, TypeError, "x is list; it must be a Tensor or an array"),
     ],
 )
 def test_errors(arguments, options, error, message):

@@ -244,7 +244,7 @@ def test_layer_is_its_function(layer, function, arguments, options):
         ((normal(0), share(1)[:, :1]), {}, ValueError, r"target has shape \(7, 1\) but x has \(7, 5\)"),
         ((normal(0), np.ones((7, 5), int)), {}, TypeError, "target is int64; it must be float32 or float64"),
         ((normal(0), share(1, np.float32)), {}, TypeError, "target is float32 but x is float64"),
-        ((normal(0), 0.5), {}, TypeError, "target is float; it must be a Tensor or a NumPy array"),
+        ((normal(0), 0.5), {}, TypeError, "target is float; it must be a Tensor or an array"),
         ((normal(0), share(1)), {"reduction": "max"}, ValueError, "reduction is 'max'; it must be 'mean', 'sum' or"),
         ((normal(0)[:0], share(1)[:0]), {}, ValueError, "the mean over an empty batch is undefined"),
     ],

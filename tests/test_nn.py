@@ -193,7 +193,7 @@ def test_to_device():
     weight = net.first.weight.data
     assert net.to("auto") is net and net.to("cpu") is net
     assert net.first.weight.data is weight
-    with pytest.raises(ValueError, match="device 'cuda': .*; use 'cpu' or 'auto'"):
+    with pytest.raises(ValueError, match="device 'cuda': .* use 'cpu', 'sim' or 'auto'"):
         net.to("cuda")
 
 

@@ -131,8 +131,8 @@ X = np.zeros((1, 2, 6, 6))
             r"output would be empty: kernel_size \(7, 7\) does not fit into x of 6x6",
         ),
         (lambda: F.max_pool2d(X.astype(int), 2), TypeError, "max_pool2d: x is int64; it must be float32 or float64"),
-        (lambda: F.max_pool2d(X.tolist(), 2), TypeError, "max_pool2d: x is list; it must be a Tensor or a NumPy array"),
-        (lambda: F.avg_pool2d(X.tolist(), 2), TypeError, "avg_pool2d: x is list; it must be a Tensor or a NumPy array"),
+        (lambda: F.max_pool2d(X.tolist(), 2), TypeError, "max_pool2d: x is list; it must be a Tensor or an array"),
+        (lambda: F.avg_pool2d(X.tolist(), 2), TypeError, "avg_pool2d: x is list; it must be a Tensor or an array"),
         (
             lambda: F.avg_pool2d(X, (2,)),
             ValueError,

@@ -296,7 +296,7 @@ WHERE = np.zeros((1, 2, 6, 6), np.int64)
         (lambda: F.lp_pool2d(X, math.inf, 2), ValueError, "lp_pool2d: norm_type is inf"),
         (lambda: F.lp_pool2d(X, math.nan, 2), ValueError, "lp_pool2d: norm_type is nan"),
         (lambda: F.lp_pool2d(X.astype(int), 2, 2), TypeError, "lp_pool2d: x is int64; it must be float32 or float64"),
-        (lambda: F.l2_pool2d(X.tolist(), 2), TypeError, "l2_pool2d: x is list; it must be a Tensor or a NumPy array"),
+        (lambda: F.l2_pool2d(X.tolist(), 2), TypeError, "l2_pool2d: x is list; it must be a Tensor or an array"),
         (lambda: F.l2_pool2d(X, 7), ValueError, "l2_pool2d: the output would be empty"),
         (lambda: F.l2_pool2d(X[0], 2), ValueError, r"l2_pool2d: x has shape \(2, 6, 6\)"),
         (lambda: F.l2_pool_channels(X, 3), ValueError, r"l2_pool_channels: x has shape .* with at least 3 channels"),

@@ -25,7 +25,7 @@ def doubled() -> gpucnn.Tensor:
         (lambda: tensor(["a"]), TypeError, "dtype <U1 is not supported"),
         (lambda: tensor([1.0], np.float16), TypeError, "dtype float16 is not supported"),
         (lambda: tensor([1j]), TypeError, "dtype complex128 is not supported"),
-        (lambda: tensor([1.0], device="cuda"), ValueError, "device 'cuda': .* use 'cpu' or 'auto'"),
+        (lambda: tensor([1.0], device="cuda"), ValueError, "device 'cuda': .* use 'cpu', 'sim' or 'auto'"),
         (lambda: tensor([1.0], device="tpu"), ValueError, "device 'tpu' is unknown"),
         (lambda: tensor([1.0, 2.0]).item(), ValueError, r"item: the Tensor has 2 elements \(shape \(2,\)\)"),
     ],

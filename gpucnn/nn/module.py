@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import device as devices
 from gpucnn.tensor import Tensor
 
 
@@ -101,10 +102,11 @@ class Module:
         strict=False) and for shapes that differ.
         """
         own = self.state_dict()
-        arrays = {name: np.asarray(value) for name, value in state.items() if name in own}
+        given = {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
+        arrays = {name: devices.as_array(value) for name, value in given.items() if name in own}
         _check_state(type(self).__name__, own, arrays, state, strict)
         for name, array in arrays.items():
-            np.copyto(own[name], array, casting="same_kind")
+            own[name][...] = devices.move(array, devices.of(own[name]))
 
     def train(self, mode: bool = True) -> Module:
         """Set training mode here and in every module inside: dropout drops, batch norm uses the batch's statistics."""
@@ -129,12 +131,13 @@ class Module:
 
     def to(self, target: Any) -> Module:
         """Move to a device (a string such as "auto") or convert floating-point state to a dtype, in place."""
+        moves = devices.is_device(target)
         for module in self.modules():
             for name, value in list(vars(module).items()):
                 if isinstance(value, Parameter):
                     value.data = value.to(target).data
                     value.grad = None if value.grad is None else value.grad.to(target)
-                elif name in module.__dict__.get("_buffer_names", ()) and value.dtype.kind == "f":
+                elif name in module.__dict__.get("_buffer_names", ()) and (moves or value.dtype.kind == "f"):
                     setattr(module, name, Tensor(value).to(target).data)
         return self
 

@@ -7,21 +7,31 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
+from gpucnn import device as devices
+from gpucnn.launch import grid_for, launch
 from gpucnn.ops.shapes import require_float
 
 
 def relu_forward(x: Any) -> np.ndarray:
     """y = max(x, 0); NaN stays NaN."""
     require_float("relu", x=x)
-    y = np.empty(x.shape, x.dtype)
-    _C.relu_forward(np.asarray(x, order="C"), y)
+    x = devices.contiguous(x)
+    y = devices.empty_like(x)
+    if devices.runs_kernels(x):
+        launch("relu_forward", grid_for(x.size), x, y, x.size)
+    else:
+        _C.relu_forward(x, y)
     return y
 
 
 def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     """gx = gy where y > 0, else 0."""
-    gx = np.empty(y.shape, y.dtype)
-    _C.relu_backward(y, np.asarray(gy, order="C"), gx)
+    y, gy = devices.contiguous(y), devices.contiguous(gy)
+    gx = devices.empty_like(y)
+    if devices.runs_kernels(y):
+        launch("relu_backward", grid_for(y.size), y, gy, gx, y.size)
+    else:
+        _C.relu_backward(y, gy, gx)
     return gx
 
 

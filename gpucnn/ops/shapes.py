@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpucnn import device as devices
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 Pair = int | tuple[int, int]
 Extent = int | tuple[int, ...]
@@ -33,13 +35,21 @@ def _is_sequence(value: Any) -> bool:
 
 
 def require_float(operation: str, **arrays: Any) -> None:
-    """Raise TypeError unless all given arrays (None is passed over) are NumPy arrays of one floating-point dtype."""
+    """Raise TypeError unless all given arrays (None is passed over) have one floating-point dtype and one device.
+
+    Kernels compute in float32; the CPU in float32 and float64.
+    """
     first_name, first = next((name, array) for name, array in arrays.items() if array is not None)
     for name, array in arrays.items():
         if array is None:
             continue
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{operation}: {name} is {type(array).__name__}; it must be a Tensor or a NumPy array")
+        if not devices.is_array(array):
+            raise TypeError(f"{operation}: {name} is {type(array).__name__}; it must be a Tensor or an array")
+        if devices.runs_kernels(array) and array.dtype != np.float32:
+            raise TypeError(
+                f"{operation}: {name} is {array.dtype} on {devices.of(array)}, where kernels take float32: "
+                f"{name}.astype('float32'), or compute on the CPU"
+            )
         if array.dtype not in FLOATS:
             raise TypeError(
                 f"{operation}: {name} is {array.dtype}; it must be float32 or float64: {name}.astype('float32')"
@@ -48,12 +58,17 @@ def require_float(operation: str, **arrays: Any) -> None:
             raise TypeError(
                 f"{operation}: {name} is {array.dtype} but {first_name} is {first.dtype}; convert one of them"
             )
+        if devices.of(array) != devices.of(first):
+            raise TypeError(
+                f"{operation}: {name} is on {devices.of(array)} but {first_name} is on {devices.of(first)}; move one "
+                "of them with .to(device)"
+            )
 
 
 def shape_of(operation: str, name: str, value: Any) -> tuple[int, ...]:
     """The shape of a Tensor or an array; raises TypeError for anything else."""
     if not hasattr(value, "shape"):
-        raise TypeError(f"{operation}: {name} is {type(value).__name__}; it must be a Tensor or a NumPy array")
+        raise TypeError(f"{operation}: {name} is {type(value).__name__}; it must be a Tensor or an array")
     return tuple(value.shape)
 
 

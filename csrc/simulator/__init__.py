@@ -1,0 +1,1 @@
+"""C++ sources of the simulator's runtime, compiled with the kernels by gpucnn.simulator."""

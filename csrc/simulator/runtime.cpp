@@ -1,0 +1,346 @@
+// The scheduler: runs the blocks of a launch one after the other, and the threads of a block as fibers.
+#include "runtime.hpp"
+
+#include <signal.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+
+namespace simulator {
+
+uint3 thread_index, block_index;
+dim3 block_size, grid_size;
+int lane;
+Block block;
+
+namespace {
+
+uint64_t next_random() {  // xorshift64
+    uint64_t& x = block.random;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    return x;
+}
+
+void enter(Thread& thread) {
+    block.current = &thread;
+    thread_index = thread.index;
+    lane = thread.lane;
+}
+
+[[noreturn]] void leave_to_scheduler(Context& from) {
+    block.current = nullptr;
+    switch_to(from, block.scheduler);
+    __builtin_unreachable();
+}
+
+const char* name_of(State state) { return state == State::AT_BARRIER ? "at a barrier" : "in a warp operation"; }
+
+[[noreturn]] void fail_deadlock() {
+    std::string message = "no thread can go on:";
+    int shown = 0;
+    for (int i = 0; i < block.thread_count && shown < 4; ++i) {
+        const Thread& thread = block.threads[i];
+        if (thread.state == State::DONE) continue;
+        message += " " + thread_name(i) + " waits " + name_of(thread.state) + ", line " + std::to_string(thread.place.line) + ";";
+        ++shown;
+    }
+    fail("deadlock", message.c_str(), {nullptr, 0});
+}
+
+// The next thread that can run, after `from` in the order of the launch; -1 if there is none.
+int next_ready(int from) {
+    const int count = block.thread_count;
+    int candidate = block.launch->order == RANDOM ? static_cast<int>(next_random() % count) : from;
+    const int step = block.launch->order == REVERSE ? count - 1 : 1;
+    for (int i = 0; i < count; ++i) {
+        candidate = (candidate + step) % count;
+        if (block.threads[candidate].state == State::READY) return candidate;
+    }
+    return -1;
+}
+
+void run_another() {
+    Thread& me = *block.current;
+    const int next = next_ready(me.number);
+    if (next < 0) {
+        if (block.alive) fail_deadlock();
+        leave_to_scheduler(me.context);
+    }
+    if (next == me.number) return;
+    enter(block.threads[next]);
+    switch_to(me.context, block.threads[next].context);
+}
+
+void thread_body() {
+    block.launch->kernel(block.launch->arguments);
+    Thread& me = *block.current;
+    copy_async_wait(0);
+    me.state = State::DONE;
+    --block.alive;
+    Warp& warp = block.warps[me.warp];
+    warp.alive &= ~(1u << me.lane);
+    if (warp.arrived && (warp.mask >> me.lane & 1)) fail("warp operation", "a lane of its mask has ended", me.place);
+    if (block.at_barrier) fail("barrier", "a thread ended while others wait at a barrier", block.barrier);
+    run_another();
+    __builtin_unreachable();
+}
+
+void prepare_threads() {
+    const int count = block.thread_count = block.launch->threads;
+    if (static_cast<int>(block.threads.size()) < count) block.threads.resize(count);
+    block.warps.assign((count + 31) / 32, Warp{});
+    block.alive = count;
+    block.at_barrier = 0;
+    for (int i = 0; i < count; ++i) {
+        Thread& thread = block.threads[i];
+        if (!thread.stack) thread.stack = allocate_stack();
+        thread.index = {static_cast<unsigned>(i), 0, 0};
+        thread.number = i;
+        thread.lane = i % 32;
+        thread.warp = i / 32;
+        thread.state = State::READY;
+        thread.place = {nullptr, 0};
+        thread.copy_groups = 0;
+        thread.copies.clear();
+        block.warps[thread.warp].alive |= 1u << thread.lane;
+        prepare(thread.context, thread.stack, thread_body);
+    }
+}
+
+void run_block(unsigned x, unsigned y, unsigned z) {
+    block_index = {x, y, z};
+    ++block.number;
+    ++block.epoch;
+    memset(block.shared, 0xFF, std::min(SHARED_BYTES_MAX, block.shared_used));
+    block.shared_used = 0;
+    block.sites.clear();
+    prepare_threads();
+    start_block_checks();
+    enter(block.threads[std::max(0, next_ready(block.thread_count - 1))]);
+    switch_to(block.scheduler, block.current->context);
+    finish_block_checks();
+}
+
+void run_blocks() {
+    const uint64_t gx = grid_size.x, gy = grid_size.y, total = gx * gy * grid_size.z;
+    // A step coprime to the number of blocks visits each once, in an order that looks random.
+    uint64_t step = 1;
+    if (block.launch->order == RANDOM) {
+        step = next_random() % total | 1;
+        while (std::__gcd(step, total) != 1) step += 2;
+    }
+    uint64_t position = block.launch->order == RANDOM ? next_random() % total : 0;
+    for (uint64_t i = 0; i < total && block.error.empty(); ++i) {
+        const uint64_t b = block.launch->order == REVERSE ? total - 1 - i : position;
+        run_block(b % gx, b / gx % gy, b / (gx * gy));
+        position = (position + step) % total;
+    }
+}
+
+void check_guards() {
+    for (int i = 0; i < block.launch->buffer_count; ++i) {
+        const Buffer& buffer = block.launch->buffers[i];
+        if (!buffer.guarded) continue;
+        const char* const sides[2] = {buffer.begin - GUARD_BYTES, buffer.begin + buffer.bytes};
+        for (int side = 0; side < 2; ++side) {
+            const auto damaged = std::find_if(sides[side], sides[side] + GUARD_BYTES, [](char c) { return c != '\xFF'; });
+            if (damaged == sides[side] + GUARD_BYTES) continue;
+            const long distance = side ? damaged - sides[1] : buffer.begin - damaged;
+            block.error = "out of bounds\nargument " + std::to_string(i) + ": something wrote " + std::to_string(distance) +
+                          " bytes " + (side ? "after its end" : "before its begin");
+            return;
+        }
+    }
+}
+
+// A wild address or a division by zero ends the launch with an error instead of the process.
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE};
+struct sigaction previous_actions[3];
+
+void restore_signals() {
+    for (int i = 0; i < 3; ++i) sigaction(SIGNALS[i], &previous_actions[i], nullptr);
+}
+
+void on_signal(int number, siginfo_t* info, void*) {
+    if (!block.current) return restore_signals();  // not a kernel's: it happens again, and is handled as it was before
+    sigset_t caught;
+    sigemptyset(&caught);
+    sigaddset(&caught, number);
+    sigprocmask(SIG_UNBLOCK, &caught, nullptr);
+    if (number == SIGFPE) fail("division", "an integer was divided by zero; mode \"asan\" tells the line", {nullptr, 0});
+    char text[96];
+    snprintf(text, sizeof text, "address %p is not mapped; mode \"asan\" tells the line", info->si_addr);
+    fail("bad address", text, {nullptr, 0});
+}
+
+struct SignalGuard {
+    SignalGuard() {
+        constexpr size_t bytes = 1 << 16;  // a stack for the handler: the fiber's own may be what overflowed
+        static void* const stack = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        const stack_t alternative{stack, 0, bytes};
+        sigaltstack(&alternative, &previous_stack);
+        struct sigaction action {};
+        action.sa_sigaction = on_signal;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        for (int i = 0; i < 3; ++i) sigaction(SIGNALS[i], &action, &previous_actions[i]);
+    }
+    ~SignalGuard() {
+        restore_signals();
+        sigaltstack(&previous_stack, nullptr);
+    }
+    stack_t previous_stack{};
+};
+
+void complete(const AsyncCopy& copy) {
+    memcpy(copy.destination, copy.source, copy.source_bytes);
+    memset(copy.destination + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
+    copy_completed(copy);
+}
+
+}  // namespace
+
+std::string thread_name(int number) { return "thread " + std::to_string(number); }
+
+// The error's text: kind, message, place, each on a line; Python adds the kernel and resolves code addresses.
+void fail(const char* kind, const char* message, Place place) {
+    block.error = std::string(kind) + "\n" + message;
+    if (block.current) {
+        block.error += " (block " + std::to_string(block_index.x) + "," + std::to_string(block_index.y) + "," +
+                       std::to_string(block_index.z) + ", " + thread_name(block.current->number) + ")";
+    }
+    if (place.file) block.error += "\n" + std::string(place.file) + ":" + std::to_string(place.line);
+    static Context abandoned;
+    leave_to_scheduler(abandoned);
+}
+
+void fail_at(const char* kind, const std::string& message, const void* code) {
+    char text[32];
+    snprintf(text, sizeof text, "@%p", code);
+    fail(kind, message.c_str(), {text, 0});
+}
+
+void* shared_memory(const void* key, size_t bytes, size_t alignment) {
+    for (const Block::Site& site : block.sites)
+        if (site.key == key) return site.memory;
+    const size_t offset = (block.shared_used + alignment - 1) / alignment * alignment;
+    const size_t size = key ? bytes : block.launch->shared_bytes;
+    block.shared_used = offset + size;
+    if (block.shared_used > block.launch->shared_limit) {
+        const std::string message = "the block needs " + std::to_string(block.shared_used) + " bytes; the limit is " +
+                                    std::to_string(block.launch->shared_limit);
+        fail("shared memory", message.c_str(), {nullptr, 0});
+    }
+    block.sites.push_back({key, block.shared + offset, size});
+    return block.shared + offset;
+}
+
+void block_barrier(Place place) {
+    Thread& me = *block.current;
+    if (block.at_barrier && (block.barrier.line != place.line || strcmp(block.barrier.file, place.file) != 0)) {
+        const std::string message = "threads of one block wait at different barriers: lines " +
+                                    std::to_string(block.barrier.line) + " and " + std::to_string(place.line);
+        fail("divergent barrier", message.c_str(), place);
+    }
+    block.barrier = me.place = place;
+    if (++block.at_barrier == block.alive) {
+        block.at_barrier = 0;
+        ++block.epoch;
+        for (int i = 0; i < block.thread_count; ++i)
+            if (block.threads[i].state == State::AT_BARRIER) block.threads[i].state = State::READY;
+        barrier_checks();
+        return;
+    }
+    me.state = State::AT_BARRIER;
+    run_another();
+}
+
+void warp_operation(uint32_t mask, void* argument, Operation operation, Place place) {
+    Thread& me = *block.current;
+    Warp& warp = block.warps[me.warp];
+    if (!(mask >> me.lane & 1)) fail("warp operation", "the calling lane is not in its own mask", place);
+    if (mask & ~warp.alive) fail("warp operation", "a lane of its mask has ended, or is outside the block", place);
+    if (warp.arrived && (warp.mask != mask || warp.operation != operation)) {
+        fail("divergent warp operation", "lanes of one warp are in different operations or give different masks", place);
+    }
+    warp.mask = mask;
+    warp.operation = operation;
+    warp.arrived |= 1u << me.lane;
+    me.argument = argument;
+    me.place = place;
+    if (warp.arrived != mask) {
+        me.state = State::IN_WARP_OPERATION;
+        return run_another();
+    }
+    Thread* const first = &block.threads[me.warp * 32];
+    void* arguments[32];
+    for (int i = 0; i < 32; ++i) arguments[i] = mask >> i & 1 ? first[i].argument : nullptr;
+    operation(arguments, mask);
+    if (mask == warp.alive) ++warp.epoch;
+    warp.arrived = 0;
+    for (int i = 0; i < 32; ++i)
+        if ((mask >> i & 1) && first[i].state == State::IN_WARP_OPERATION) first[i].state = State::READY;
+}
+
+void vote_lanes(void* const* arguments, uint32_t) {
+    uint32_t ballot = 0;
+    for (int i = 0; i < 32; ++i) ballot |= arguments[i] && static_cast<Vote*>(arguments[i])->predicate ? 1u << i : 0;
+    for (int i = 0; i < 32; ++i)
+        if (arguments[i]) static_cast<Vote*>(arguments[i])->ballot = ballot;
+}
+
+void no_lanes(void* const*, uint32_t) {}
+
+void copy_async(void* destination, const void* source, int bytes, int source_bytes, Place place) {
+    Thread& me = *block.current;
+    if ((bytes != 4 && bytes != 8 && bytes != 16) || source_bytes < 0 || source_bytes > bytes)
+        fail("cp.async", "it copies 4, 8 or 16 bytes", place);
+    const bool inside = destination >= block.shared && destination < block.shared + SHARED_BYTES_MAX;
+    if (!inside) fail("cp.async", "the destination is not in shared memory", place);
+    if (reinterpret_cast<uintptr_t>(destination) % bytes || (source_bytes && reinterpret_cast<uintptr_t>(source) % bytes))
+        fail("cp.async", "both addresses must be multiples of the size", place);
+    const AsyncCopy copy{static_cast<char*>(destination), static_cast<const char*>(source), bytes, source_bytes,
+                         me.copy_groups, __builtin_return_address(0)};
+    copy_issued(copy);
+    if (block.launch->late_copies)
+        me.copies.push_back(copy);
+    else
+        complete(copy);
+}
+
+void copy_async_commit() { ++block.current->copy_groups; }
+
+void copy_async_wait(int groups_in_flight) {
+    Thread& me = *block.current;
+    const auto waits = [&](const AsyncCopy& copy) { return copy.group < me.copy_groups - groups_in_flight; };
+    const auto rest = std::stable_partition(me.copies.begin(), me.copies.end(), waits);
+    for (auto copy = me.copies.begin(); copy != rest; ++copy) complete(*copy);
+    me.copies.erase(me.copies.begin(), rest);
+}
+
+// 0, or 1 with the error's text in launch->error.
+extern "C" __attribute__((visibility("default"))) int gpucnn_simulate(const Launch* launch) {
+    block.launch = launch;
+    block.error.clear();
+    block.number = block.epoch = 0;
+    block.random = launch->seed * 6364136223846793005u + 1442695040888963407u;
+    block_size = {launch->threads, 1, 1};
+    grid_size = {launch->grid[0], launch->grid[1], launch->grid[2]};
+    if (!block.shared) {
+        void* const memory = mmap(nullptr, SHARED_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        block.shared = static_cast<char*>(memory);
+        block.shared_used = SHARED_BYTES_MAX;
+    }
+    {
+        const SignalGuard guard;
+        start_launch_checks();
+        run_blocks();
+    }
+    if (block.error.empty()) check_guards();
+    snprintf(launch->error, launch->error_bytes, "%s", block.error.c_str());
+    return !block.error.empty();
+}
+
+}  // namespace simulator

@@ -1,0 +1,98 @@
+// The simulator's state, shared by the scheduler and by the checks of each build.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fiber.hpp"
+#include "simulator.hpp"
+
+namespace simulator {
+
+enum class State : uint8_t { READY, AT_BARRIER, IN_WARP_OPERATION, DONE };
+
+struct AsyncCopy {
+    char* destination;
+    const char* source;
+    int bytes, source_bytes, group;
+    const void* code;
+};
+
+struct Thread {
+    Context context;
+    char* stack = nullptr;
+    uint3 index;
+    int number, lane, warp;  // number: position in the block
+    State state;
+    Place place;               // where it waits
+    void* argument;            // of the warp operation it waits in
+    int copy_groups;           // committed cp.async groups
+    std::vector<AsyncCopy> copies;
+};
+
+struct Warp {
+    uint32_t alive = 0, arrived = 0, mask = 0;
+    Operation operation = nullptr;
+    uint32_t epoch = 0;  // counts operations of the whole warp, which order its lanes' accesses
+};
+
+// Device memory that a launch was given.
+struct Buffer {
+    char* begin;
+    size_t bytes;
+    int writable, guarded;  // guarded: GUARD_BYTES of 0xFF before and after it
+};
+constexpr size_t GUARD_BYTES = 256;
+
+enum Order { FORWARD, REVERSE, RANDOM };
+
+struct Launch {
+    void (*kernel)(void* const*);
+    void* const* arguments;
+    unsigned grid[3], threads, shared_bytes, shared_limit;
+    const Buffer* buffers;
+    int buffer_count;
+    int order;
+    uint64_t seed;
+    int late_copies;  // asynchronous copies complete as late as is legal, instead of at once
+    char* error;
+    size_t error_bytes;
+};
+
+constexpr size_t SHARED_BYTES_MAX = 232448;  // 227 KiB, sm_90's limit for a block
+
+struct Block {
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    int thread_count = 0, alive = 0, at_barrier = 0;
+    Place barrier{};
+    Thread* current = nullptr;
+    Context scheduler;
+    uint32_t epoch = 0;   // counts the barriers of all blocks of a launch
+    uint32_t number = 0;  // position of the block in the order of execution, from 1
+    char* shared = nullptr;
+    size_t shared_used = 0;
+    struct Site {
+        const void* key;
+        char* memory;
+        size_t bytes;
+    };
+    std::vector<Site> sites;
+    const Launch* launch = nullptr;
+    std::string error;
+    uint64_t random = 0;
+};
+extern Block block;
+
+[[noreturn]] void fail_at(const char* kind, const std::string& message, const void* code);
+std::string thread_name(int number);
+
+// What each build adds: checks of accesses (access_*.cpp).
+void start_launch_checks();
+void start_block_checks();
+void barrier_checks();
+void finish_block_checks();
+void copy_issued(const AsyncCopy& copy);
+void copy_completed(const AsyncCopy& copy);
+
+}  // namespace simulator

@@ -1,0 +1,136 @@
+"""launch: run a kernel by name on the device of its arguments, after checking them against its declaration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpucnn import device as devices
+from gpucnn.launch import jit, simulator
+from gpucnn.launch.sources import SCALARS, Entry, Parameter, entries, structs
+
+GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
+
+
+@dataclass(frozen=True)
+class Strided:
+    """An array that a kernel reads by strides which it is given as integers; others must be contiguous."""
+
+    array: Any
+
+
+def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_bytes: int = 0) -> None:
+    """Run `kernel` with `grid` blocks (along x, or x, y and z) on the device of its array arguments.
+
+    Integers and floats are converted to the declared types; an array may be None where the kernel takes a null pointer;
+    a struct's integers come as a tuple. A grid without blocks runs nothing.
+
+    - shared_bytes: dynamic shared memory of a block
+    Raises TypeError for an argument of another kind, dtype or layout, ValueError for a number out of range or a grid
+    that is too large, SimulatorError for what the simulator finds, and RuntimeError for a launch that a GPU refuses.
+    """
+    entry = find(kernel)
+    blocks = _grid(entry, grid)
+    bound = bind(entry, arguments)
+    arrays = [value for value in bound if devices.is_array(value)]
+    where = _device(entry, arrays)
+    if 0 in blocks:
+        return
+    if os.environ.get("GPUCNN_DEBUG"):
+        print(f"gpucnn: {where}: {kernel}, grid {blocks}, {entry.threads} threads, {shared_bytes} shared bytes")
+    engine = simulator if where == "sim" else jit
+    engine.run(entry, blocks, bound, shared_bytes)
+
+
+def grid_for(count: int, threads: int = 256) -> int:
+    """Blocks of an element-wise kernel over `count` elements: a thread for each, at most 4096 blocks, which loop."""
+    return min(-(-count // threads), 4096)
+
+
+def find(kernel: str) -> Entry:
+    """The declaration of a kernel; raises ValueError for an unknown name."""
+    try:
+        return entries()[kernel]
+    except KeyError:
+        raise ValueError(f"launch: there is no kernel {kernel!r} in kernels/*.cu") from None
+
+
+def _grid(entry: Entry, grid: int | tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*((grid,) if isinstance(grid, (int, np.integer)) else grid), 1, 1)[:3]
+    for axis, blocks, limit in zip("xyz", (x, y, z), GRID_LIMITS, strict=True):
+        if not 0 <= blocks <= limit:
+            raise ValueError(f"{entry.name}: grid.{axis} is {blocks}; it must be from 0 to {limit}; split the work")
+    return int(x), int(y), int(z)
+
+
+def bind(entry: Entry, arguments: tuple[Any, ...]) -> list[Any]:
+    """The arguments as the kernel's parameters: arrays (None for null), NumPy scalars, or bytes of a struct."""
+    names = ", ".join(parameter.name for parameter in entry.parameters)
+    if len(arguments) != len(entry.parameters):
+        raise TypeError(
+            f"{entry.name}: it takes {len(entry.parameters)} arguments ({names}), but {len(arguments)} were given"
+        )
+    return [_bind_one(entry, *pair) for pair in zip(entry.parameters, arguments, strict=True)]
+
+
+def _bind_one(entry: Entry, parameter: Parameter, value: Any) -> Any:
+    if parameter.pointer:
+        return _pointer(entry, parameter, value)
+    if parameter.type in SCALARS:
+        return scalar(f"{entry.name}: {parameter.name}", parameter.type, value)
+    return _struct(entry, parameter, value)
+
+
+def _pointer(entry: Entry, parameter: Parameter, value: Any) -> Any:
+    array = value.array if isinstance(value, Strided) else value
+    if array is None:
+        return None
+    where = f"{entry.name}: {parameter.name}"
+    if not devices.is_array(array) or not devices.runs_kernels(array):
+        raise TypeError(f"{where} is {type(array).__name__}; it must be an array on 'cuda' or 'sim': use .to(device)")
+    if array.dtype != SCALARS.get(parameter.type, parameter.type):
+        raise TypeError(f"{where} is {array.dtype}; the kernel takes {SCALARS.get(parameter.type, parameter.type)}")
+    if array is value and not array.flags.c_contiguous:
+        raise TypeError(f"{where} is not contiguous (strides {array.strides}); use device.contiguous")
+    return array
+
+
+def scalar(where: str, kind: str, value: Any) -> np.generic:
+    """`value` as a NumPy scalar of a C type; raises TypeError or ValueError rather than change an integer."""
+    dtype = np.dtype(SCALARS[kind])
+    if dtype.kind == "f":
+        return dtype.type(value)
+    if not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{where} is {value!r}; it must be an integer")
+    limits = np.iinfo(dtype)
+    if not limits.min <= value <= limits.max:
+        raise ValueError(f"{where} is {value}; it must fit {kind}, from {limits.min} to {limits.max}; split the work")
+    return dtype.type(value)
+
+
+def _struct(entry: Entry, parameter: Parameter, value: Any) -> np.void:
+    fields = [kind for kind, count in structs()[parameter.type] for _ in range(count)]
+    values = list(_flat(value))
+    where = f"{entry.name}: {parameter.name}"
+    if len(values) != len(fields):
+        raise TypeError(f"{where} has {len(values)} values; {parameter.type} has {len(fields)}")
+    layout = np.dtype([(f"field{i}", SCALARS[kind]) for i, kind in enumerate(fields)], align=True)
+    return np.array([tuple(scalar(where, *pair) for pair in zip(fields, values, strict=True))], layout)[0]
+
+
+def _flat(value: Any) -> Any:
+    """The numbers of nested tuples, in order."""
+    for part in value:
+        yield from _flat(part) if isinstance(part, (tuple, list)) else (part,)
+
+
+def _device(entry: Entry, arrays: list[Any]) -> str:
+    found = {devices.of(array) for array in arrays}
+    if len(found) != 1:
+        raise ValueError(
+            f"{entry.name}: its arrays are on {' and '.join(sorted(found)) or 'no device'}; move them to one"
+        )
+    return found.pop()

@@ -1,0 +1,44 @@
+"""Engine `jit`: kernels compiled by CuPy (NVRTC) at their first launch, and kept in CuPy's cache on disk."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+from gpucnn import device as devices
+from gpucnn.launch.sources import FOLDER, Entry, sources_hash
+
+STATIC_SHARED_BYTES = 48 << 10  # above this, dynamic shared memory must be asked for
+
+
+def options() -> tuple[str, ...]:
+    """The compiler's options; CuPy adds -ftz=true and the architecture, and its cache key has no header's text."""
+    return "-std=c++17", f"-I{FOLDER}", f"-DGPUCNN_SOURCES={sources_hash()}"
+
+
+@cache
+def function(name: str, file: str, device: int) -> Any:
+    """The compiled kernel, loaded for one GPU."""
+    return _module(file).get_function(name)
+
+
+@cache
+def _module(file: str) -> Any:
+    return devices.cupy().RawModule(code=(FOLDER / file).read_text(), options=options())
+
+
+def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:
+    """Launch on CuPy's current stream; with GPUCNN_SYNC also wait, so that an error names its kernel."""
+    cupy = devices.cupy()
+    kernel = function(entry.name, entry.file, cupy.cuda.runtime.getDevice())
+    if shared_bytes > STATIC_SHARED_BYTES:
+        kernel.max_dynamic_shared_size_bytes = shared_bytes
+    try:
+        kernel(grid, (entry.threads, 1, 1), tuple(arguments), shared_mem=shared_bytes)
+        if os.environ.get("GPUCNN_SYNC"):
+            cupy.cuda.get_current_stream().synchronize()
+    except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
+        raise RuntimeError(
+            f"{entry.name}: grid {grid}, {entry.threads} threads, {shared_bytes} B shared: {error}"
+        ) from error

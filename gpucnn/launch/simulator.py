@@ -1,0 +1,278 @@
+"""Engine `sim`: kernels compiled by g++ as C++ and run on the CPU, one thread after the other, with checks.
+
+Each file of kernels becomes one shared library a mode, built at its first launch and kept in the cache:
+
+- fast: optimised; guard bands around arrays are checked after each launch
+- asan: every access must lie inside an array, and nothing may be undefined behaviour
+- race: no two threads may access a byte, one of them writing, without a barrier between
+- profile: counts what a GPU's memory units would do, for each line
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpucnn import device as devices
+from gpucnn import simulator_runtime
+from gpucnn.files import cache_folder, write_atomically
+from gpucnn.launch.sources import FOLDER, Entry, entries, sources_hash
+
+RUNTIME = Path(simulator_runtime.__file__).parent
+COMMON_FLAGS = ("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-w", f"-I{RUNTIME}", f"-I{FOLDER}")
+KERNEL_FLAGS = {
+    "fast": ("-O3", "-fno-math-errno", "-fno-trapping-math"),
+    "asan": (
+        "-O1",
+        "-fsanitize=kernel-address,undefined",
+        "-fno-sanitize=vptr",
+        *("--param=asan-instrumentation-with-call-threshold=0", "--param=asan-stack=0", "--param=asan-globals=0"),
+    ),
+    "race": ("-O1", "-fsanitize=thread"),
+    "profile": ("-O1", "-fsanitize=thread", "-DSIMULATOR_PROFILE"),
+}
+RUNTIME_FILES = ("runtime", "fiber", "access")
+SHARED_LIMITS = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10,
+                 "sm_120": 99 << 10}  # fmt: skip
+ORDERS = ("forward", "reverse", "random")
+
+
+class SimulatorError(RuntimeError):
+    """What the simulator found: `kind`, `kernel`, `message` and `place` (file:line, or None)."""
+
+    def __init__(self, kind: str, kernel: str, message: str, place: str | None) -> None:
+        super().__init__(f"{kernel}: {kind}: {message}" + (f" at {place}" if place else ""))
+        self.kind, self.kernel, self.message, self.place = kind, kernel, message, place
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How launches on `sim` run.
+
+    - mode: "fast", "asan", "race" or "profile"
+    - order: in which threads and blocks take their turns: "forward", "reverse" or "random" (by `seed`)
+    - late_copies: asynchronous copies arrive when they are waited for, rather than at once
+    - architecture: whose limit of shared memory a block must keep
+    """
+
+    mode: str = "fast"
+    order: str = "forward"
+    seed: int = 0
+    late_copies: bool = True
+    architecture: str = "sm_90"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("mode", KERNEL_FLAGS), ("order", ORDERS), ("architecture", SHARED_LIMITS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"simulator: {name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
+
+
+def _from_environment() -> Settings:
+    return Settings(mode=os.environ.get("GPUCNN_SIM") or "fast")
+
+
+_settings: Settings | None = None
+
+
+def settings() -> Settings:
+    """The settings in force: those of `configured`, else the mode that GPUCNN_SIM names."""
+    return _settings or _from_environment()
+
+
+@contextmanager
+def configured(**changes: Any) -> Iterator[Settings]:
+    """Inside this context launches on `sim` run with these settings."""
+    global _settings
+    before = _settings
+    _settings = replace(settings(), **changes)
+    try:
+        yield _settings
+    finally:
+        _settings = before
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = [("begin", ctypes.c_void_p), ("bytes", ctypes.c_size_t), ("writable", ctypes.c_int),
+                ("guarded", ctypes.c_int)]  # fmt: skip
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("kernel", ctypes.c_void_p),
+        ("arguments", ctypes.c_void_p),
+        ("grid", ctypes.c_uint * 3),
+        ("threads", ctypes.c_uint),
+        ("shared_bytes", ctypes.c_uint),
+        ("shared_limit", ctypes.c_uint),
+        ("buffers", ctypes.c_void_p),
+        ("buffer_count", ctypes.c_int),
+        ("order", ctypes.c_int),
+        ("seed", ctypes.c_uint64),
+        ("late_copies", ctypes.c_int),
+        ("error", ctypes.c_char_p),
+        ("error_bytes", ctypes.c_size_t),
+    ]
+
+
+def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:
+    """Run all blocks of a launch; raises SimulatorError for what the mode finds."""
+    chosen = settings()
+    module = library(entry.file, chosen.mode)
+    buffers = [_buffer(*pair) for pair in zip(entry.parameters, arguments, strict=True) if devices.is_array(pair[1])]
+    values = [_value(argument) for argument in arguments]
+    error = ctypes.create_string_buffer(1024)
+    launch = _Launch(
+        kernel=ctypes.cast(getattr(module, f"simulate_{entry.name}"), ctypes.c_void_p),
+        arguments=ctypes.cast((ctypes.c_void_p * len(values))(*map(ctypes.addressof, values)), ctypes.c_void_p),
+        grid=grid,
+        threads=entry.threads,
+        shared_bytes=shared_bytes,
+        shared_limit=SHARED_LIMITS[chosen.architecture],
+        buffers=ctypes.cast((_Buffer * len(buffers))(*buffers), ctypes.c_void_p),
+        buffer_count=len(buffers),
+        order=ORDERS.index(chosen.order),
+        seed=chosen.seed,
+        late_copies=chosen.late_copies,
+        error=ctypes.cast(error, ctypes.c_char_p),
+        error_bytes=len(error),
+    )
+    if module.gpucnn_simulate(ctypes.byref(launch)):
+        raise _error(entry, arguments, module, error.value.decode())
+
+
+def _buffer(parameter: Any, array: Any) -> _Buffer:
+    low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
+    return _Buffer(low, high - low, not parameter.const, getattr(array, "guarded", False))
+
+
+def _value(argument: Any) -> Any:
+    """A ctypes object that holds the argument as the kernel takes it."""
+    if argument is None or isinstance(argument, np.ndarray):
+        return ctypes.c_void_p(None if argument is None else argument.ctypes.data)
+    return ctypes.create_string_buffer(argument.tobytes(), argument.nbytes)
+
+
+def _error(entry: Entry, arguments: list[Any], module: Any, text: str) -> SimulatorError:
+    kind, message, *place = text.split("\n")
+    names = [parameter.name for parameter, value in zip(entry.parameters, arguments, strict=True)
+             if devices.is_array(value)]  # fmt: skip
+    for position in reversed(range(len(names))):
+        message = message.replace(f"argument {position}", f"argument {names[position]}")
+    return SimulatorError(kind, entry.name, message, _place(place[0], module) if place else None)
+
+
+def _place(text: str, module: Any) -> str:
+    """file:line of a place, which may be a code address "@0x…" of the library."""
+    if not text.startswith("@"):
+        path, _, line = text.rpartition(":")
+        return f"{os.path.basename(path)}:{line}"
+    return source_line(module, int(text[1:].rpartition(":")[0], 16))
+
+
+def source_line(module: Any, address: int) -> str:
+    """file:line of a code address in the library, from its debug information; the address where no tool can tell."""
+    base = ctypes.cast(module.gpucnn_simulate, ctypes.c_void_p).value
+    assert base is not None
+    offset = address - base + _symbol_offset(module._name)
+    return _lines(module._name, offset - 1)
+
+
+@cache
+def _symbol_offset(path: str) -> int:
+    table = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+    return next(int(line.split()[0], 16) for line in table.splitlines() if line.endswith(" gpucnn_simulate"))
+
+
+@cache
+def _lines(path: str, offset: int) -> str:
+    """The innermost line that stands in a kernel's own file, else in any file."""
+    out = subprocess.run(
+        ["addr2line", "-i", "-e", path, hex(offset)], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [os.path.basename(line.split(" ")[0]) for line in out.splitlines()]
+    return next((line for line in lines if line.split(":")[0].endswith((".cu", ".cuh"))), lines[0])
+
+
+@cache
+def library(file: str, mode: str) -> ctypes.CDLL:
+    """The shared library of one file of kernels in one mode, from the cache or compiled now."""
+    path = cache_folder("simulator") / f"{Path(file).stem}-{mode}-{_key(mode)}.so"
+    if not path.exists():
+        _build(file, mode, path)
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def _key(mode: str) -> str:
+    digest = hashlib.sha256(sources_hash().encode())
+    for source in sorted(RUNTIME.glob("*.?pp")):
+        digest.update(source.read_bytes())
+    digest.update(repr((COMMON_FLAGS, KERNEL_FLAGS[mode], compiler())).encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def compiler() -> tuple[str, str]:
+    """(path, version) of the C++ compiler that CXX names, else g++; raises ValueError where there is none."""
+    path = shutil.which(os.environ.get("CXX") or "g++")
+    if path is None:
+        raise ValueError("device 'sim': g++ compiles the kernels and is not installed; apt install g++")
+    return path, subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
+
+
+def _build(file: str, mode: str, path: Path) -> None:
+    """Compile the kernels of a file, link them with the mode's runtime, and move the library into the cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        wrapper = Path(folder, "wrapper.cpp")
+        wrapper.write_text(_wrapper(file))
+        kernel, target = Path(folder, "kernel.o"), Path(folder, "library.so")
+        _compile("-c", *KERNEL_FLAGS[mode], str(wrapper), "-o", str(kernel))
+        _compile("-shared", str(kernel), *map(str, _runtime(mode)), "-o", str(target))
+        write_atomically(path, target.read_bytes())
+
+
+def _wrapper(file: str) -> str:
+    """The C++ text of a file of kernels and one function an entry point, which takes pointers to the arguments."""
+    lines = [f'#include "{FOLDER / file}"']
+    for entry in entries().values():
+        if entry.file == file:
+            lines.append(
+                f'extern "C" __attribute__((visibility("default"))) void simulate_{entry.name}(void* const* arguments) '
+                f"{{ simulator::call({entry.name}, arguments); }}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _runtime(mode: str) -> list[Path]:
+    """The mode's part of the runtime, compiled once."""
+    objects = []
+    for name in (*RUNTIME_FILES, f"access_{mode}"):
+        path = cache_folder("simulator") / f"{name}-{mode}-{_key(mode)}.o"
+        if not path.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                target = Path(folder, "runtime.o")
+                _compile("-c", "-O2", str(RUNTIME / f"{name}.cpp"), "-o", str(target))
+                write_atomically(path, target.read_bytes())
+        objects.append(path)
+    return objects
+
+
+def _compile(*arguments: str) -> None:
+    command = [compiler()[0], *COMMON_FLAGS, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"simulator: {' '.join(command)} failed:\n{result.stderr[-4000:]}")

@@ -1,0 +1,144 @@
+"""Kernel sources: which file has which entry point, and what its parameters are, read from the files themselves.
+
+An entry point is `KERNEL(threads, blocks) name(parameters)`. Where a macro stamps several from a template, its
+`#define` holds that line, with names pasted by ## from the macro's parameters, and each use of the macro at the start
+of a line is an entry point. So every kernel is declared in one place.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import operator
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from gpucnn import kernels
+
+FOLDER = Path(kernels.__file__).parent
+SCALARS = {"int": "int32", "unsigned": "uint32", "int64": "int64", "uint64_t": "uint64", "float": "float32"}
+
+_KERNEL = re.compile(r"\bKERNEL\(((?:[^()]|\([^()]*\))*)\)\s*([\w#\s]+?)\s*\(([^()]*)\)")
+_DEFINE = re.compile(r"^#define (\w+)\(([^()]*)\)(.*)$", re.MULTILINE)
+_CONSTANT = re.compile(r"^constexpr int (\w+) = ([^;]+);", re.MULTILINE)
+_STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
+_FIELD = re.compile(r"^\s*([\w ]+?\*?) ((?:\w+(?:\[\w+\])?(?:, )?)+);", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel: `type` is a C scalar, or a struct's name; a pointer points to values of that type."""
+
+    type: str
+    name: str
+    pointer: bool
+    const: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry point: `threads` a block, of which at least `blocks` fit a multiprocessor."""
+
+    name: str
+    file: str
+    threads: int
+    blocks: int
+    parameters: tuple[Parameter, ...]
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Every entry point of kernels/*.cu by its name; raises ValueError for a name that stands twice."""
+    found: dict[str, Entry] = {}
+    for path in sorted(FOLDER.glob("*.cu")):
+        for entry in parse(path.read_text(), path.name):
+            if entry.name in found:
+                raise ValueError(f"kernels: {entry.name} stands in {found[entry.name].file} and in {path.name}")
+            found[entry.name] = entry
+    return found
+
+
+def parse(text: str, file: str) -> Iterator[Entry]:
+    """The entry points of one file's text."""
+    text = re.sub(r"//[^\n]*", "", text).replace("\\\n", " ")
+    constants = {name: value for name, value in _CONSTANT.findall(text)}
+    macros = {name: (parameters, body) for name, parameters, body in _DEFINE.findall(text) if "KERNEL(" in body}
+    for match in _KERNEL.finditer(_DEFINE.sub("", text)):
+        yield _entry(match, file, constants)
+    for name, (parameters, body) in macros.items():
+        for use in re.finditer(rf"^{name}\(([^()]*)\)", text, re.MULTILINE):
+            stamped = _paste(body, _split(parameters), _split(use[1]))
+            for match in _KERNEL.finditer(stamped):
+                yield _entry(match, file, constants)
+
+
+def _paste(body: str, parameters: list[str], arguments: list[str]) -> str:
+    for parameter, argument in zip(parameters, arguments, strict=True):
+        body = re.sub(rf"(?:\s*##\s*)?\b{parameter}\b(?:\s*##\s*)?", argument, body)
+    return re.sub(r"\s*##\s*", "", body)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _entry(match: re.Match[str], file: str, constants: dict[str, str]) -> Entry:
+    threads, blocks = (evaluate(bound, constants) for bound in match[1].split(","))
+    return Entry(match[2].strip(), file, threads, blocks, tuple(map(_parameter, _split(match[3]))))
+
+
+def _parameter(text: str) -> Parameter:
+    words = text.replace("*", " * ").replace("__restrict__", "").split()
+    kinds = [word for word in words[:-1] if word not in ("const", "*")]
+    return Parameter(" ".join(kinds), words[-1], "*" in words, "const" in words)
+
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
+
+
+def evaluate(expression: str, constants: dict[str, str]) -> int:
+    """The value of a C expression of integers, + − * /, parentheses and a file's constexpr ints."""
+
+    def value(node: ast.expr) -> int:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in constants:
+            return evaluate(constants[node.id], constants)
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"kernels: {expression.strip()!r} is not an expression of integers and the file's constants")
+
+    return value(ast.parse(expression.strip(), mode="eval").body)
+
+
+@cache
+def structs() -> dict[str, tuple[tuple[str, int], ...]]:
+    """Structs that kernels take by value: name → ((C type of a field, how many of them), …) in their order."""
+    found = {}
+    for path in sorted((*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh"))):
+        text = re.sub(r"//[^\n]*", "", path.read_text())
+        constants = {name: value for name, value in _CONSTANT.findall(text)}
+        for name, body in _STRUCT.findall(text):
+            found[name] = tuple(_fields(body, constants))
+    return found
+
+
+def _fields(body: str, constants: dict[str, str]) -> Iterator[tuple[str, int]]:
+    for kind, names in _FIELD.findall(body):
+        if kind not in SCALARS:
+            continue
+        for name in _split(names):
+            count = re.search(r"\[(\w+)\]", name)
+            yield kind, evaluate(count[1], constants) if count else 1
+
+
+@cache
+def sources_hash() -> str:
+    """A digest of every kernel source and header: what was compiled from other texts is not used."""
+    digest = hashlib.sha256()
+    for path in sorted((*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh"))):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""CUDA kernels as source files: found, compiled and launched by gpucnn.launch."""

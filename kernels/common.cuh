@@ -1,0 +1,101 @@
+// What every kernel includes. Compiled by NVRTC or nvcc it is CUDA; compiled by g++ it is the simulator's meaning of it.
+//
+// KERNEL(threads, blocks) name(parameters) starts an entry point: `threads` along x in each block, of which at least
+// `blocks` fit a multiprocessor. gpucnn.kernel_sources reads these lines; where a macro stamps entry points from a
+// template, it reads the macro and the lines that use it, so a name may be pasted with ## from the macro's parameters.
+#pragma once
+
+#if defined(__CUDACC__)
+#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+#define SHARED(T, name, dims) __shared__ __align__(16) T name dims
+#define DYNAMIC_SHARED(T, name)                                     \
+    extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
+    T* name = reinterpret_cast<T*>(dynamic_shared)
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#else
+#include "simulator.hpp"
+#endif
+
+typedef long long int64;  // as int64 of NumPy
+
+constexpr int WARP_SIZE = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+template <class T>
+__host__ __device__ constexpr T ceil_div(T a, T b) {
+    return (a + b - 1) / b;
+}
+
+// Position of this thread among all of a launch with a grid along x, and the number of them.
+__device__ __forceinline__ int64 global_thread() { return static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ int64 global_threads() { return static_cast<int64>(gridDim.x) * blockDim.x; }
+
+// a · b + c, rounded once on a GPU; the simulator counts two operations.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) {
+#if defined(__CUDACC__)
+    return fmaf(a, b, c);
+#else
+#if defined(SIMULATOR_PROFILE)
+    simulator::count_flops(2);
+#endif
+    return a * b + c;
+#endif
+}
+
+// Four floats in one 16-byte access; the address must be a multiple of 16.
+__device__ __forceinline__ float4 load4(const float* address) {
+#if defined(__CUDACC__)
+    return *reinterpret_cast<const float4*>(address);
+#else
+    typedef float vector __attribute__((vector_size(16)));
+    const vector v = *reinterpret_cast<const vector*>(address);
+    return make_float4(v[0], v[1], v[2], v[3]);
+#endif
+}
+__device__ __forceinline__ void store4(float* address, float4 value) {
+#if defined(__CUDACC__)
+    *reinterpret_cast<float4*>(address) = value;
+#else
+    typedef float vector __attribute__((vector_size(16)));
+    *reinterpret_cast<vector*>(address) = vector{value.x, value.y, value.z, value.w};
+#endif
+}
+__device__ __forceinline__ bool is_aligned16(const void* address) {
+    return (reinterpret_cast<uint64_t>(address) & 15) == 0;
+}
+
+struct Sum {
+    static __device__ __forceinline__ float of(float a, float b) { return a + b; }
+    static __device__ __forceinline__ float identity() { return 0.0f; }
+};
+// NaN wins, as in every maximum of the library.
+struct Maximum {
+    static __device__ __forceinline__ float of(float a, float b) { return a != a ? a : (b > a || b != b ? b : a); }
+    static __device__ __forceinline__ float identity() { return -INFINITY; }
+};
+
+// The reduction over the warp, in every lane; always in the same order.
+template <class Operation>
+__device__ __forceinline__ float warp_reduce(float value) {
+    for (int distance = WARP_SIZE / 2; distance > 0; distance /= 2)
+        value = Operation::of(value, __shfl_xor_sync(ALL_LANES, value, distance));
+    return value;
+}
+
+// The reduction over a block of THREADS, in every thread, always in the same order; all threads must call it.
+template <class Operation, int THREADS>
+__device__ __forceinline__ float block_reduce(float value) {
+    static_assert(THREADS % WARP_SIZE == 0 && THREADS <= 1024, "whole warps, at most 32 of them");
+    constexpr int WARPS = THREADS / WARP_SIZE;
+    SHARED(float, partial, [WARPS]);
+    value = warp_reduce<Operation>(value);
+    __syncthreads();  // an earlier reduction may still be read
+    if (threadIdx.x % WARP_SIZE == 0) partial[threadIdx.x / WARP_SIZE] = value;
+    __syncthreads();
+    float total = partial[0];
+    for (int warp = 1; warp < WARPS; ++warp) total = Operation::of(total, partial[warp]);
+    return total;
+}

@@ -1,0 +1,61 @@
+// Hardware primitives of float32 kernels, each with two bodies: PTX on the device, its meaning in the simulator.
+//
+// cp.async copies to shared memory while the thread computes on. It exists from sm_80; on sm_75 the copy is made at once
+// through a register, so the same pipeline works there, without the overlap.
+#pragma once
+#include "common.cuh"
+
+#if defined(__CUDACC__)
+#define GPUCNN_CP_ASYNC (__CUDA_ARCH__ >= 800)
+#endif
+
+// Copies 4 bytes; `valid` false writes a zero instead and does not read the source.
+__device__ __forceinline__ void copy_async4(float* shared, const float* source, bool valid) {
+#if !defined(__CUDACC__)
+    simulator::copy_async(shared, source, 4, valid ? 4 : 0, {__FILE__, __LINE__});
+#elif GPUCNN_CP_ASYNC
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(source), "r"(valid ? 4 : 0) : "memory");
+#else
+    *shared = valid ? *source : 0.0f;
+#endif
+}
+
+// Copies 16 bytes, both addresses multiples of 16; of which only the first `valid_bytes` are read, the rest are zeros.
+__device__ __forceinline__ void copy_async16(float* shared, const float* source, int valid_bytes) {
+#if !defined(__CUDACC__)
+    simulator::copy_async(shared, source, 16, valid_bytes, {__FILE__, __LINE__});
+#elif GPUCNN_CP_ASYNC
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(valid_bytes) : "memory");
+#else
+    float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (valid_bytes == 16) {
+        value = load4(source);
+    } else {
+        if (valid_bytes > 0) value.x = source[0];
+        if (valid_bytes > 4) value.y = source[1];
+        if (valid_bytes > 8) value.z = source[2];
+    }
+    store4(shared, value);
+#endif
+}
+
+// Ends a group of copies.
+__device__ __forceinline__ void copy_async_commit() {
+#if !defined(__CUDACC__)
+    simulator::copy_async_commit();
+#elif GPUCNN_CP_ASYNC
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most GROUPS of this thread's groups are under way; others see its copies after a barrier.
+template <int GROUPS>
+__device__ __forceinline__ void copy_async_wait() {
+#if !defined(__CUDACC__)
+    simulator::copy_async_wait(GROUPS);
+#elif GPUCNN_CP_ASYNC
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+#endif
+}
