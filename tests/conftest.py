@@ -17,6 +17,16 @@ settings.register_profile("gpucnn", derandomize=True, deadline=None, print_blob=
 settings.load_profile("gpucnn")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="sim", help="where tests of kernels run them: sim (default), cuda or cuda:1")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device that tests of kernels use."""
+    return request.config.getoption("--device")
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Every test starts from the same state of gpucnn's own randomness."""
