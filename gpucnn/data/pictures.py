@@ -78,13 +78,28 @@ def open_upright(path: str | os.PathLike[str], mode: str) -> tuple[Image.Image, 
     )
 
 
-def resized(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (channels, height, width) of size (height, width); bilinear, antialiased, the aspect is not kept."""
+def resized(picture: Image.Image, size: tuple[int, int], keep_aspect: bool = False) -> np.ndarray:
+    """uint8 (channels, height, width) of size (height, width); bilinear, antialiased.
+
+    keep_aspect: scale the largest centred part that has the aspect of size, instead of stretching the whole picture
+    """
     from PIL import Image
 
     height, width = size
-    scaled = picture.resize((width, height), Image.Resampling.BILINEAR)
+    box = _centre(picture.size, size) if keep_aspect else None
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR, box)
     return np.asarray(scaled).reshape(height, width, -1).transpose(2, 0, 1)
+
+
+def _centre(extent: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the largest centred part of a picture (width, height) with the aspect of size.
+
+    It is cut out before it is scaled: a strip of one row, scaled as a whole, would not fit the memory.
+    """
+    width, height = extent
+    scale = min(height / size[0], width / size[1])
+    across, down = (width - scale * size[1]) / 2, (height - scale * size[0]) / 2
+    return across, down, width - across, height - down
 
 
 def _upright(picture: Image.Image, mode: str) -> Image.Image:
