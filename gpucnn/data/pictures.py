@@ -70,7 +70,7 @@ def open_upright(path: str | os.PathLike[str], mode: str) -> tuple[Image.Image, 
     if not Path(path).is_file() and not Path(path).is_dir():  # opening a pipe would wait for its writer
         raise OSError(f"{path}: an image must be a regular file, not a device or a pipe")
     try:
-        with _Bounded(io.FileIO(path)) as file, Image.open(file, formats=FORMATS) as picture:
+        with _Bounded(io.FileIO(os.fspath(path))) as file, Image.open(file, formats=FORMATS) as picture:
             refusal = _refusal(picture, file.size)
             if not refusal:
                 return _upright(picture, mode), picture.mode[0] in "1LI"
