@@ -44,13 +44,17 @@ class Hang(Exception):
 
 
 class Reader(NamedTuple):
-    """What is called on the file, valid contents, how what is damaged is packed into a file, and contents that lie."""
+    """What is called on the file, valid contents, how what is damaged is packed into a file, and contents that lie.
+
+    name: of the file; beside: other files in its folder
+    """
 
     read: Callable[[Path], Any]
     valid: list[bytes]
     pack: Callable[[bytes], bytes] = bytes
     lies: Callable[[], list[bytes]] = list
     name: str = "file"
+    beside: dict[str, bytes] = {}
 
 
 # ---- valid files
@@ -166,19 +170,6 @@ def jpeg_lies() -> list[bytes]:
 # ---- readers
 
 
-def read_cifar10(path: Path) -> Any:
-    if not (path.parent / "data_batch_1.bin").exists():
-        (path.parent / "data_batch_1.bin").write_bytes(cifar_files.records(2, 10)[2])
-        (path.parent / "test_batch.bin").write_bytes(cifar_files.records(2, 10)[2])
-    return cifar.load_cifar10(path.parent)
-
-
-def read_cifar100(path: Path) -> Any:
-    (path.parent / "train.bin").write_bytes(path.read_bytes() if path.name == "train.bin" else b"")
-    (path.parent / "test.bin").write_bytes(cifar_files.records(1, 100)[2])
-    return cifar.load_cifar100(path.parent)
-
-
 def read_picture(path: Path) -> Any:
     return pictures.read_image(path, (3, 5, 4))
 
@@ -187,9 +178,24 @@ READERS = {
     "IDX": Reader(data.read_idx, IDX, lies=idx_lies),
     "IDX, gzip": Reader(data.read_idx, [gzip.compress(content) for content in IDX], lies=gzip_lies),
     "IDX in gzip": Reader(data.read_idx, IDX, gzip.compress),
-    "CIFAR-10": Reader(read_cifar10, [cifar_files.records(3, 10)[2]], name="test_batch.bin"),
-    "CIFAR-100": Reader(read_cifar100, [cifar_files.records(3, 100)[2]], name="train.bin"),
-    "CIFAR's names": Reader(read_cifar10, ["\n".join("abcdéfghij").encode()], name="batches.meta.txt"),
+    "CIFAR-10": Reader(
+        lambda path: cifar.load_cifar10(path.parent),
+        [cifar_files.records(3, 10)[2]],
+        name="test_batch.bin",
+        beside={"data_batch_1.bin": cifar_files.records(2, 10)[2]},
+    ),
+    "CIFAR-100": Reader(
+        lambda path: cifar.load_cifar100(path.parent),
+        [cifar_files.records(3, 100)[2]],
+        name="train.bin",
+        beside={"test.bin": cifar_files.records(1, 100)[2]},
+    ),
+    "CIFAR's names": Reader(
+        lambda path: cifar.load_cifar10(path.parent),
+        ["\n".join("abcdéfghij").encode()],
+        name="batches.meta.txt",
+        beside=dict.fromkeys(("data_batch_1.bin", "test_batch.bin"), cifar_files.records(2, 10)[2]),
+    ),
     "PNG": Reader(read_picture, PICTURES[:4], lies=png_lies),
     "PNG, right sums": Reader(read_picture, PICTURES[:4], picture_files.with_checksums, png_lies),
     "JPEG": Reader(read_picture, PICTURES[4:], lies=jpeg_lies),
@@ -332,6 +338,8 @@ def test_damaged_files_are_read_or_refused(
 ) -> None:
     reader, draw = READERS[name], random.Random(name)
     path = tmp_path / reader.name
+    for other, content in reader.beside.items():
+        (tmp_path / other).write_bytes(content)
     contents = [reader.pack(content) for content in (*damaged(reader, draw), *reader.lies())]
     with limited():
         assert all(survives(reader.read, path, reader.pack(content)) for content in reader.valid)
