@@ -51,3 +51,11 @@ def torch() -> ModuleType:
         import torch
     torch.set_num_threads(1)  # its idle workers would spin beside ours
     return torch
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line with the number of damaged files that the readers met."""
+    reports = [dict(report.user_properties) for report in terminalreporter.getreports("passed")]
+    cases = [properties["fuzz cases"] for properties in reports if "fuzz cases" in properties]
+    if cases:
+        terminalreporter.write_line(f"{sum(cases):,} damaged files read or refused by {len(cases)} readers")
