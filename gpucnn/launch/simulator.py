@@ -157,7 +157,7 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
 
 def _buffer(parameter: Any, array: Any) -> _Buffer:
     low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
-    return _Buffer(low, high - low, not parameter.const, getattr(array, "guarded", False))
+    return _Buffer(low, high - low, not parameter.const, array.size > 0 and getattr(array, "guarded", False))
 
 
 def _value(argument: Any) -> Any:
