@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import gpucnn
+from gpucnn.launch import sources
 
 settings.register_profile("gpucnn", derandomize=True, deadline=None, print_blob=True, database=None)
 settings.load_profile("gpucnn")
@@ -19,6 +21,12 @@ settings.load_profile("gpucnn")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="sim", help="where tests of kernels run them: sim (default), cuda or cuda:1")
+    parser.addoption("--kernels", type=Path, help="a folder of kernel sources to test instead of the library's own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--kernels"):
+        sources.use_folder(config.getoption("--kernels"))
 
 
 @pytest.fixture(scope="session")
