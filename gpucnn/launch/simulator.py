@@ -106,6 +106,21 @@ def configured(**changes: Any) -> Iterator[Settings]:
         _settings = before
 
 
+_profiles: list[tuple[str, Profile]] | None = None
+
+
+@contextmanager
+def profiling() -> Iterator[list[tuple[str, Profile]]]:
+    """Inside this context launches on `sim` run in the mode "profile"; the list gets (kernel, Profile) of each."""
+    global _profiles
+    before, _profiles = _profiles, []
+    try:
+        with configured(mode="profile"):
+            yield _profiles
+    finally:
+        _profiles = before
+
+
 class _Buffer(ctypes.Structure):
     _fields_ = [("begin", ctypes.c_void_p), ("bytes", ctypes.c_size_t), ("writable", ctypes.c_int),
                 ("guarded", ctypes.c_int)]  # fmt: skip
@@ -153,6 +168,8 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     )
     if module.gpucnn_simulate(ctypes.byref(launch)):
         raise _error(entry, arguments, module, error.value.decode())
+    if _profiles is not None:
+        _profiles.append((entry.name, profile(entry.name)))
 
 
 def _buffer(parameter: Any, array: Any) -> _Buffer:
