@@ -27,9 +27,9 @@ struct Position {
     int row, column, split, batch;
 };
 template <int TILE_M, int TILE_N>
-__device__ __forceinline__ Position block_position(const GemmShape& shape) {
+__device__ __forceinline__ Position block_position(const GemmShape& shape, unsigned number) {
     const int tiles_m = ceil_div(shape.M, TILE_M), tiles_n = ceil_div(shape.N, TILE_N);
-    const int tile = blockIdx.x % (tiles_m * tiles_n), rest = blockIdx.x / (tiles_m * tiles_n);
+    const int tile = number % (tiles_m * tiles_n), rest = number / (tiles_m * tiles_n);
     const int first = tile / (GROUP_TILES * tiles_n) * GROUP_TILES;
     const int height = min(GROUP_TILES, tiles_m - first), inside = tile - first * tiles_n;
     return {(first + inside % height) * TILE_M, inside / height * TILE_N, rest % shape.splits, rest / shape.splits};
@@ -81,12 +81,11 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, float* c, c
     static_assert(CHUNK % (2 * TERMS) == 0, "a chunk ends in the second stage, so the next may begin in the first");
     SHARED(float, left_tiles, [2][TERMS * (TILE_M + PAD)]);
     SHARED(float, right_tiles, [2][TERMS * (TILE_N + PAD)]);
-    const Position at = block_position<TILE_M, TILE_N>(shape);
+    const Position at = block_position<TILE_M, TILE_N>(shape, blockIdx.x);
     const int first_term = at.split * shape.split_terms, terms = min(shape.split_terms, shape.K - first_term);
     Left<TILE_M, TERMS, THREADS> left(a + at.batch * shape.a_batch, shape.a_stride, at.row, shape.M, first_term);
     Right<TILE_N, TERMS, THREADS> right(b + at.batch * shape.b_batch, shape.b_stride, at.column, shape.N, first_term);
     const int row = thread_row<TILE_N, GROUPS_M, GROUPS_N>(), column = thread_column<TILE_N, GROUPS_M, GROUPS_N>();
-    c += at.batch * shape.c_batch + at.split * shape.c_split;
 
     for (int done = 0; done == 0 || done < terms; done += CHUNK) {
         float sums[4 * GROUPS_M][4 * GROUPS_N] = {};
@@ -106,7 +105,9 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, float* c, c
                                                                       sums);
         }
         const bool last = done + CHUNK >= terms;
-        store_sums<GROUPS_M, GROUPS_N>(sums, c, last ? bias : nullptr, shape, opaque(at.row + row), opaque(at.column + column),
+        const Position to = block_position<TILE_M, TILE_N>(shape, opaque(blockIdx.x));
+        float* target = c + to.batch * shape.c_batch + to.split * shape.c_split;
+        store_sums<GROUPS_M, GROUPS_N>(sums, target, last ? bias : nullptr, shape, to.row + row, to.column + column,
                                        done > 0, last && shape.relu);
     }
 }

@@ -53,50 +53,53 @@ template <int EXTENT, int TERMS, int THREADS>
 struct TermsContiguous {
     static constexpr int LANES = 8, ROWS = THREADS / LANES, PASSES = EXTENT / ROWS;
     static_assert(EXTENT % ROWS == 0 && TERMS % LANES == 0, "whole passes");
-    const float* source[PASSES];
-    int term, row;
+    const float* source;
+    int64 stride;
+    int term, row, steps;
 
-    __device__ __forceinline__ TermsContiguous(const float* matrix, int64 stride, int first_row, int rows, int first_term) {
+    __device__ __forceinline__ TermsContiguous(const float* matrix, int64 row_stride, int first_row, int rows,
+                                               int first_term) {
+        stride = row_stride;
         term = threadIdx.x % LANES;
         row = threadIdx.x / LANES;
-#pragma unroll
-        for (int pass = 0; pass < PASSES; ++pass)
-            source[pass] = matrix + min(first_row + row + pass * ROWS, rows - 1) * stride + first_term + term;
+        source = matrix + min(first_row + row, rows - 1) * stride + first_term + term;
+        steps = (rows - 1 - first_row - row) / ROWS;
     }
 
     // The next tile, of which `left` terms exist.
     __device__ __forceinline__ void copy(float* tile, int left) {
         float* target = tile + term * (EXTENT + PAD) + row;
+        const float* from = source;
 #pragma unroll
-        for (int k = 0; k < TERMS; k += LANES) {
+        for (int pass = 0; pass < PASSES; ++pass) {
 #pragma unroll
-            for (int pass = 0; pass < PASSES; ++pass)
-                copy_async4(target + k * (EXTENT + PAD) + pass * ROWS, source[pass] + k, term + k < left);
+            for (int k = 0; k < TERMS; k += LANES)
+                copy_async4(target + k * (EXTENT + PAD) + pass * ROWS, from + k, term + k < left);
+            if (pass < steps) from += ROWS * stride;
         }
-#pragma unroll
-        for (int pass = 0; pass < PASSES; ++pass) source[pass] += TERMS;
+        source += TERMS;
     }
 };
 
 // The same of a matrix whose rows' values are contiguous for each term, `stride` floats from term to term: by 16 bytes
-// where base and stride allow it, else by words. Rows and terms past the matrix are zeros.
+// where base, stride and the number of rows allow it, else by words. Rows and terms past the matrix are zeros.
 template <int EXTENT, int TERMS, int THREADS>
 struct RowsContiguous {
     static constexpr int QUAD_STEP = THREADS * 4 / EXTENT, WORD_STEP = THREADS / EXTENT;  // terms copied at a time
     static_assert(WORD_STEP > 0 && TERMS % QUAD_STEP == 0, "whole passes");
     const float* source;
     int64 stride;
-    int term, row, bytes;
-    bool vectors;
+    int term, row;
+    bool vectors, exists;
 
     __device__ __forceinline__ RowsContiguous(const float* matrix, int64 term_stride, int first_row, int rows,
                                               int first_term) {
         stride = term_stride;
-        vectors = is_aligned16(matrix) && stride % 4 == 0;
+        vectors = is_aligned16(matrix) && stride % 4 == 0 && rows % 4 == 0;
         const int width = vectors ? 4 : 1;
         term = threadIdx.x * width / EXTENT;
         row = threadIdx.x * width % EXTENT;
-        bytes = max(0, min(width, rows - first_row - row)) * 4;
+        exists = first_row + row < rows;
         source = matrix + (first_term + term) * stride + first_row + row;
     }
 
@@ -105,11 +108,11 @@ struct RowsContiguous {
         if (vectors) {
 #pragma unroll
             for (int k = 0; k < TERMS; k += QUAD_STEP)
-                copy_async16(target + k * (EXTENT + PAD), source + k * stride, term + k < left ? bytes : 0);
+                copy_async16(target + k * (EXTENT + PAD), source + k * stride, exists && term + k < left ? 16 : 0);
         } else {
 #pragma unroll
             for (int k = 0; k < TERMS; k += WORD_STEP)
-                copy_async4(target + k * (EXTENT + PAD), source + k * stride, bytes > 0 && term + k < left);
+                copy_async4(target + k * (EXTENT + PAD), source + k * stride, exists && term + k < left);
         }
         source += TERMS * stride;
     }
