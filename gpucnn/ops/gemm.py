@@ -55,7 +55,7 @@ def choose_tile(M: int, N: int, K: int, B: int, multiprocessors: int) -> tuple[T
     candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
     choices = [(tile, count) for tile in TILES for count in splits]
-    return min(choices, key=lambda choice: (_clocks(*choice, M, N, K, B, multiprocessors), choice[0].M))
+    return min(choices, key=lambda choice: (_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
 
 
 def _clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
