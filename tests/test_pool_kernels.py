@@ -148,6 +148,17 @@ def test_special_values_of_maxima(device, values):
     assert_same(ops.adaptive_max_pool2d_forward(*on(device, big), 1), ops.adaptive_max_pool2d_forward(big, 1))
 
 
+def test_pairs_of_windows_at_odd_addresses(device):
+    """Contiguous arrays that begin between two 16-byte vectors."""
+    x, gy = normal(1, 2, 4, 8), normal(1, 2, 2, 4)
+    shape = ops.pool_shape("max_pool2d", x.shape, 2)
+    shifted_x, shifted_gy = (on(device, np.append(np.float32(9), a))[0][1:].reshape(a.shape) for a in (x, gy))
+    want = ops.max_pool2d_forward(x, shape)
+    got = ops.max_pool2d_forward(shifted_x, shape)
+    assert_same(got, want)
+    assert_same(ops.max_pool2d_backward(shifted_gy, got[1], shape), ops.max_pool2d_backward(gy, want[1], shape))
+
+
 def test_a_gradient_of_minus_zero_is_added_to_zero(device):
     x, gy = integers(1, 1, 4, 8), np.full((1, 1, 2, 4), -0.0, np.float32)
     shape = ops.pool_shape("max_pool2d", x.shape, 2)
