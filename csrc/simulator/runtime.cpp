@@ -53,11 +53,15 @@ const char* name_of(State state) { return state == State::AT_BARRIER ? "at a bar
 // The next thread that can run, after `from` in the order of the launch; -1 if there is none.
 int next_ready(int from) {
     const int count = block.thread_count;
+    const bool reverse = block.launch->order == REVERSE;
+    const Thread* const threads = block.threads.data();
     int candidate = block.launch->order == RANDOM ? static_cast<int>(next_random() % count) : from;
-    const int step = block.launch->order == REVERSE ? count - 1 : 1;
     for (int i = 0; i < count; ++i) {
-        candidate = (candidate + step) % count;
-        if (block.threads[candidate].state == State::READY) return candidate;
+        if (reverse)
+            candidate = candidate == 0 ? count - 1 : candidate - 1;
+        else
+            candidate = candidate == count - 1 ? 0 : candidate + 1;
+        if (threads[candidate].state == State::READY) return candidate;
     }
     return -1;
 }
@@ -246,7 +250,9 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment) {
 
 void block_barrier(Place place) {
     Thread& me = *block.current;
-    if (block.at_barrier && (block.barrier.line != place.line || strcmp(block.barrier.file, place.file) != 0)) {
+    const bool same_place = block.barrier.line == place.line &&
+                            (block.barrier.file == place.file || strcmp(block.barrier.file, place.file) == 0);
+    if (block.at_barrier && !same_place) {
         const std::string message = "threads of one block wait at different barriers: lines " +
                                     std::to_string(block.barrier.line) + " and " + std::to_string(place.line);
         fail("divergent barrier", message.c_str(), place);
