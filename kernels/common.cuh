@@ -11,8 +11,10 @@
 #define DYNAMIC_SHARED(T, name)                                     \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
     T* name = reinterpret_cast<T*>(dynamic_shared)
+#ifndef INFINITY  // NVRTC has no math.h
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fffffff)
+#endif
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #else
@@ -62,6 +64,9 @@ __device__ __forceinline__ void store4(float* address, float4 value) {
     typedef float vector __attribute__((vector_size(16)));
     *reinterpret_cast<vector*>(address) = vector{value.x, value.y, value.z, value.w};
 #endif
+}
+__device__ __forceinline__ void unpack(float4 value, float* four) {
+    four[0] = value.x, four[1] = value.y, four[2] = value.z, four[3] = value.w;
 }
 __device__ __forceinline__ bool is_aligned16(const void* address) {
     return (reinterpret_cast<uint64_t>(address) & 15) == 0;

@@ -114,8 +114,8 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     block_index = {x, y, z};
     ++block.number;
     ++block.epoch;
-    memset(block.shared, 0xFF, std::min(SHARED_BYTES_MAX, block.shared_used));
-    block.shared_used = 0;
+    memset(block.shared, 0xFF, block.arena_used);
+    block.arena_used = block.shared_bytes = 0;
     block.sites.clear();
     prepare_threads();
     start_block_checks();
@@ -195,8 +195,14 @@ struct SignalGuard {
 };
 
 void complete(const AsyncCopy& copy) {
-    memcpy(copy.destination, copy.source, copy.source_bytes);
-    memset(copy.destination + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
+    if (copy.source_bytes == 4 && copy.bytes == 4) {
+        memcpy(copy.destination, copy.source, 4);  // a constant size: one instruction instead of a call
+    } else if (copy.source_bytes == 16) {
+        memcpy(copy.destination, copy.source, 16);
+    } else {
+        memcpy(copy.destination, copy.source, copy.source_bytes);
+        memset(copy.destination + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
+    }
     copy_completed(copy);
 }
 
@@ -225,11 +231,12 @@ void fail_at(const char* kind, const std::string& message, const void* code) {
 void* shared_memory(const void* key, size_t bytes, size_t alignment) {
     for (const Block::Site& site : block.sites)
         if (site.key == key) return site.memory;
-    const size_t offset = (block.shared_used + alignment - 1) / alignment * alignment;
+    const size_t offset = (block.arena_used + alignment - 1) / alignment * alignment;
     const size_t size = key ? bytes : block.launch->shared_bytes;
-    block.shared_used = offset + size;
-    if (block.shared_used > block.launch->shared_limit) {
-        const std::string message = "the block needs " + std::to_string(block.shared_used) + " bytes; the limit is " +
+    block.arena_used = offset + size + SHARED_GAP;
+    block.shared_bytes = (block.shared_bytes + alignment - 1) / alignment * alignment + size;
+    if (block.shared_bytes > block.launch->shared_limit || block.arena_used > ARENA_BYTES) {
+        const std::string message = "the block needs " + std::to_string(block.shared_bytes) + " bytes; the limit is " +
                                     std::to_string(block.launch->shared_limit);
         fail("shared memory", message.c_str(), {nullptr, 0});
     }
@@ -297,7 +304,7 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
     Thread& me = *block.current;
     if ((bytes != 4 && bytes != 8 && bytes != 16) || source_bytes < 0 || source_bytes > bytes)
         fail("cp.async", "it copies 4, 8 or 16 bytes", place);
-    const bool inside = destination >= block.shared && destination < block.shared + SHARED_BYTES_MAX;
+    const bool inside = destination >= block.shared && destination < block.shared + ARENA_BYTES;
     if (!inside) fail("cp.async", "the destination is not in shared memory", place);
     if (reinterpret_cast<uintptr_t>(destination) % bytes || (source_bytes && reinterpret_cast<uintptr_t>(source) % bytes))
         fail("cp.async", "both addresses must be multiples of the size", place);
@@ -314,6 +321,10 @@ void copy_async_commit() { ++block.current->copy_groups; }
 
 void copy_async_wait(int groups_in_flight) {
     Thread& me = *block.current;
+    if (groups_in_flight == 0 && (me.copies.empty() || me.copies.back().group < me.copy_groups)) {  // for all of them
+        for (const AsyncCopy& copy : me.copies) complete(copy);
+        return me.copies.clear();
+    }
     const auto waits = [&](const AsyncCopy& copy) { return copy.group < me.copy_groups - groups_in_flight; };
     const auto rest = std::stable_partition(me.copies.begin(), me.copies.end(), waits);
     for (auto copy = me.copies.begin(); copy != rest; ++copy) complete(*copy);
@@ -329,9 +340,9 @@ extern "C" __attribute__((visibility("default"))) int gpucnn_simulate(const Laun
     block_size = {launch->threads, 1, 1};
     grid_size = {launch->grid[0], launch->grid[1], launch->grid[2]};
     if (!block.shared) {
-        void* const memory = mmap(nullptr, SHARED_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* const memory = mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         block.shared = static_cast<char*>(memory);
-        block.shared_used = SHARED_BYTES_MAX;
+        block.arena_used = ARENA_BYTES;
     }
     {
         const SignalGuard guard;
