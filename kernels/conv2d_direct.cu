@@ -29,7 +29,7 @@ struct Gather {
     float* output;
     int images, groups, channels, filters;
     int source_height, source_width, output_height, output_width;
-    int channel_stride, filter_stride, weight_width;  // of weights
+    int channel_stride, filter_stride, group_stride, weight_width;  // of weights
     int relu;
     Axis rows, columns;
 };
@@ -172,11 +172,7 @@ __device__ __forceinline__ void gather(const Gather& g, int64 pixel_tile, int fi
     SHARED(float, tile, [TERMS * FILTERS]);
     const int tiles = ceil_div(g.filters, FILTERS), group = filter_tile / tiles;
     const int first_filter = (filter_tile - group * tiles) * FILTERS;
-    const float* weights = g.weights;
-    if (g.channel_stride < g.filter_stride)  // w (K,C/groups,R,S): the group's filters follow each other
-        weights += (static_cast<int64>(group) * g.filters + first_filter) * g.filter_stride;
-    else
-        weights += static_cast<int64>(group) * g.channels * g.channel_stride + first_filter * g.filter_stride;
+    const float* weights = g.weights + static_cast<int64>(group) * g.group_stride + first_filter * g.filter_stride;
     Thread<PIXELS, FILTERS> t;
     place(t, g, pixel_tile * (THREADS * PIXELS));
     const int terms = g.rows.count * g.columns.count * g.channels;
@@ -195,7 +191,8 @@ __device__ __forceinline__ void forward(const float* x, const float* w, const fl
                                         int relu) {
     const int channels = c.C / c.groups, filters = c.K / c.groups, taps = c.R * c.S;
     const int filter_tiles = c.groups * ceil_div(filters, FILTERS);
-    const Gather g = {x, w, b, y, c.N, c.groups, channels, filters, c.H, c.W, c.P, c.Q, taps, channels * taps, c.S, relu,
+    const Gather g = {x, w, b, y, c.N, c.groups, channels, filters, c.H, c.W, c.P, c.Q, taps, channels * taps,
+                      filters * channels * taps, c.S, relu,
                       forward_axis(c.P, c.R, c.stride_h, c.padding_h, c.dilation_h),
                       forward_axis(c.Q, c.S, c.stride_w, c.padding_w, c.dilation_w)};
     gather<PIXELS, FILTERS>(g, blockIdx.x / filter_tiles, blockIdx.x % filter_tiles);
@@ -207,7 +204,8 @@ __device__ __forceinline__ void backward_input(const float* gy, const float* w, 
     const int channels = c.K / c.groups, filters = c.C / c.groups, taps = c.R * c.S;
     const int filter_tiles = c.groups * ceil_div(filters, FILTERS);
     const int tile = blockIdx.x / filter_tiles, phase = tile / pixel_tiles, phase_columns = min(c.stride_w, c.W);
-    const Gather g = {gy, w, nullptr, gx, c.N, c.groups, channels, filters, c.P, c.Q, c.H, c.W, filters * taps, taps, c.S, 0,
+    const Gather g = {gy, w, nullptr, gx, c.N, c.groups, channels, filters, c.P, c.Q, c.H, c.W, filters * taps, taps,
+                      channels * filters * taps, c.S, 0,
                       backward_axis(c.H, phase / phase_columns, c.R, c.stride_h, c.padding_h, c.dilation_h),
                       backward_axis(c.W, phase % phase_columns, c.S, c.stride_w, c.padding_w, c.dilation_w)};
     gather<PIXELS, FILTERS>(g, tile - phase * pixel_tiles, blockIdx.x % filter_tiles);

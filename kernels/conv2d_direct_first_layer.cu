@@ -56,7 +56,7 @@ __device__ __forceinline__ void load_rows(float* rows, const float* x, const Con
         const bool inside = h >= 0 && h < c.H;
         const float* source = x + (plane * c.H + (inside ? h : 0)) * c.W;
         float* destination = rows + row * T::PITCH;
-        for (int column = lane; column < T::COLUMNS; column += WARP_SIZE) {
+        for (int column = lane; column < 4 * T::QUADS; column += WARP_SIZE) {
             const int w = left + column;
             const bool valid = inside && w >= 0 && w < c.W;
             copy_async4(destination + 4 * T::place(column / 4) + column % 4, valid ? source + w : x, valid);
@@ -153,17 +153,17 @@ __device__ __forceinline__ void first_layer(const float* x, const float* w, cons
     store(sum, b, y, c, at.image, at.row + thread_row, at.column + lane % 8 * 8, at.filter + warp * 8, relu);
 }
 
-#define FIRST_LAYER(S, STRIDE)                                                                                         \
-    KERNEL(THREADS, 2) conv2d_forward_first_layer_k##S##s##STRIDE(const float* x, const float* w, const float* b,      \
+#define FIRST_LAYER(S, STRIDE, BLOCKS)                                                                                 \
+    KERNEL(THREADS, BLOCKS) conv2d_forward_first_layer_k##S##s##STRIDE(const float* x, const float* w, const float* b, \
                                                                   float* y, ConvShape shape, int channels, int relu) { \
         first_layer<S, STRIDE>(x, w, b, y, shape, channels, relu);                                                     \
     }
 
-FIRST_LAYER(3, 1)
-FIRST_LAYER(3, 2)
-FIRST_LAYER(5, 1)
-FIRST_LAYER(5, 2)
-FIRST_LAYER(7, 1)
-FIRST_LAYER(7, 2)
-FIRST_LAYER(11, 1)
-FIRST_LAYER(11, 4)
+FIRST_LAYER(3, 1, 2)
+FIRST_LAYER(3, 2, 2)
+FIRST_LAYER(5, 1, 2)
+FIRST_LAYER(5, 2, 2)
+FIRST_LAYER(7, 1, 2)
+FIRST_LAYER(7, 2, 2)
+FIRST_LAYER(11, 1, 2)
+FIRST_LAYER(11, 4, 1)  // two blocks' 128 registers are too few for its window of 40 pixels
