@@ -60,6 +60,20 @@ def path(operation: str, shape: ConvShape) -> str:
     return "general"
 
 
+def wins(operation: str, shape: ConvShape) -> bool:
+    """Whether direct is the choice where kernels run.
+
+    Depthwise convolution is limited by memory, and a matrix product would multiply mostly by zeros. Groups of less than
+    16 channels, and first layers, give sums and tiles too short for a matrix product; but of backward_input it is the
+    input's channels that would be few, and a first layer has none.
+    """
+    if shape.groups > 1:
+        return shape.C // shape.groups < 16
+    if operation == "conv2d_forward":
+        return path(operation, shape) == "first_layer"
+    return operation == "conv2d_backward_weight" and shape.C <= 4
+
+
 def _is_depthwise(shape: ConvShape) -> bool:
     """Whether the depthwise kernels know these filters; with one channel there is nothing to separate."""
     size = shape.R
@@ -132,9 +146,14 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape) -> None:
         launch("conv2d_direct_add_splits", grid_for(gw.size), partial, gw, gw.size, split.count)
 
 
-def workspace_bytes(operation: str, shape: ConvShape) -> int:
-    """Bytes of partial sums; the other passes need none."""
-    count = backward_weight_split(shape).count if operation == "conv2d_backward_weight" else 1
+def no_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    """Forward and backward_input need no memory of their own."""
+    return 0
+
+
+def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    """Bytes of the partial sums."""
+    count = backward_weight_split(shape).count
     return 4 * count * int(np.prod(shape.weight)) if count > 1 else 0
 
 
