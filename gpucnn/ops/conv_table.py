@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
-from gpucnn.ops import conv_fft, conv_toeplitz, conv_winograd
+from gpucnn.ops import conv_direct, conv_fft, conv_toeplitz, conv_winograd
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.threads import get_num_threads
 
@@ -122,9 +122,15 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
 
 # Of devices that run kernels: cuda and sim.
 KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
-    "conv2d_forward": _table(),
-    "conv2d_backward_input": _table(),
-    "conv2d_backward_weight": _table(),
+    "conv2d_forward": _table(
+        direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.forward),
+    ),
+    "conv2d_backward_input": _table(
+        direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.backward_input),
+    ),
+    "conv2d_backward_weight": _table(
+        direct=(conv_direct.supports, conv_direct.backward_weight_workspace, conv_direct.backward_weight),
+    ),
 }
 
 
@@ -139,10 +145,11 @@ def choose(operation: str, shape: ConvShape, device: str = "cpu") -> str:
     On the CPU: depthwise convolution has one input channel a group, and a GEMM of one row and R·S columns wastes the
     register tile, so direct loops win. Everything else has enough reuse for im2col's register tile.
 
-    Where kernels run: implicit_gemm, which writes no patches to memory and sums over the batch in one product.
+    Where kernels run: implicit_gemm, which writes no patches to memory and sums over the batch in one product; but direct
+    for groups of few channels and for first layers (`conv_direct.wins` has the reasons).
     """
     if device != "cpu":
-        return "implicit_gemm"
+        return "direct" if conv_direct.wins(operation, shape) else "implicit_gemm"
     depthwise = shape.C == shape.groups
     return "direct" if depthwise and shape.C > 1 else "im2col"
 
