@@ -93,6 +93,11 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or _is_cupy(value)
 
 
+def arrays_in(value: Any) -> tuple[Any, ...]:
+    """The arrays that an argument of a kernel holds: itself, those of a tuple, or none."""
+    return tuple(each for each in (value if isinstance(value, tuple) else (value,)) if is_array(each))
+
+
 def _is_cupy(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "__cuda_array_interface__")
 
@@ -126,13 +131,20 @@ def _guarded(shape: tuple[int, ...] | int, dtype: np.dtype) -> SimArray:
     memory = np.full(count * dtype.itemsize + 3 * GUARD_BYTES, 0xFF, np.uint8)
     start = GUARD_BYTES + -memory.ctypes.data % GUARD_BYTES
     array = memory[start : start + count * dtype.itemsize].view(dtype).reshape(shape).view(SimArray)
-    array.guarded = True
+    array.guarded = count > 0  # NumPy puts an empty slice at the beginning
     return array
 
 
 def empty_like(array: Any) -> Any:
     """An uninitialised C-contiguous array of the shape, dtype and device of `array`."""
     return empty(array.shape, array.dtype, array)
+
+
+def full_like(array: Any, value: float) -> Any:
+    """A C-contiguous array of `value`, of the shape, dtype and device of `array`."""
+    filled = empty_like(array)
+    filled[...] = value
+    return filled
 
 
 def contiguous(array: Any) -> Any:
