@@ -1,5 +1,5 @@
 // Sums in a fixed order, so that they have the same bits on every run: y = scale · Σ x over the middle axis of
-// x (outer, length, inner), in chunks of it: y (outer, chunks, inner) is overwritten. A long sum takes several launches,
+// x (outer, length, inner), in chunks of it: y (outer, chunks, inner) is overwritten. A long sum takes more launches,
 // each over the partial sums of the one before; a thread adds at most 64 numbers one after the other, and the rest is a
 // tree, so the error grows with the logarithm of the length rather than with the length.
 //

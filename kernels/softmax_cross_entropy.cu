@@ -53,8 +53,8 @@ __device__ __forceinline__ void backward(const float* log_probabilities, const i
         forward<GROUP>(x, labels, losses, log_probabilities, rows, classes, smoothing); \
     } \
     KERNEL(256, 4) cross_entropy_backward_##GROUP(const float* log_probabilities, const int64* labels, \
-                                                  const float* gy, int64 gy_stride, float* gx, int64 rows, int classes, \
-                                                  float smoothing) { \
+                                                  const float* gy, int64 gy_stride, float* gx, int64 rows, \
+                                                  int classes, float smoothing) { \
         backward<GROUP>(log_probabilities, labels, gy, gy_stride, gx, rows, classes, smoothing); \
     }
 

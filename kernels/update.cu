@@ -1,5 +1,5 @@
 // Optimiser steps of several arrays in one launch, in place: parameters p with gradients g, which are only read, and
-// what each optimiser keeps; sizes has their numbers of elements. blockIdx.y chooses the array; the blocks along x share
+// what each optimiser keeps; sizes has their lengths. blockIdx.y chooses the array; the blocks along x share
 // its elements. The formulas are those of csrc/update.cpp and gpucnn/ops/update.py:
 //
 //   sgd       g' = g + weight_decay p;  v = g' at the first step, else momentum v + (1 − dampening) g';

@@ -15,8 +15,8 @@ from gpucnn.ops.shapes import require_float, shape_of
 def check_labels(operation: str, x: Any, labels: Any) -> Any:
     """labels (N,) as integers from 0 to classes − 1, on the device of x (N, classes).
 
-    Labels that are on a GPU or the simulator already are not looked at, which would wait for the device: kernels make the
-    loss of a wrong one NaN. Raises TypeError or ValueError naming what does not fit.
+    Labels that are on a GPU or the simulator already are not looked at, which would wait for the device: kernels make
+    the loss of a wrong one NaN. Raises TypeError or ValueError naming what does not fit.
     """
     shape, labels = shape_of(operation, "x", x), devices.as_array(labels)
     if len(shape) != 2:
