@@ -59,3 +59,12 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
 #endif
 }
+
+// The same value, of which the compiler knows nothing: what is computed from it stays where it stands, instead of being
+// computed before a loop and kept in registers through it.
+__device__ __forceinline__ int opaque(int value) {
+#if defined(__CUDACC__)
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}

@@ -164,7 +164,7 @@ def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, Any]
 
 def _buffer(parameter: Any, array: Any) -> _Buffer:
     low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
-    return _Buffer(low, high - low, not parameter.const, getattr(array, "guarded", False))
+    return _Buffer(low, high - low, not parameter.const, array.size > 0 and getattr(array, "guarded", False))
 
 
 def _value(argument: Any) -> Any:

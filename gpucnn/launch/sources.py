@@ -25,7 +25,7 @@ _KERNEL = re.compile(r"\bKERNEL\(((?:[^()]|\([^()]*\))*)\)\s*([\w#\s]+?)\s*\(([^
 _DEFINE = re.compile(r"^#define (\w+)\(([^()]*)\)(.*)$", re.MULTILINE)
 _CONSTANT = re.compile(r"^constexpr int (\w+) = ([^;]+);", re.MULTILINE)
 _STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
-_FIELD = re.compile(r"^\s*([\w ]+?\*?) ((?:\w+(?:\[\w+\])?(?:, )?)+);", re.MULTILINE)
+_FIELD = re.compile(r"^\s*([\w ]+?\*?) (\w+(?:\[\w+\])?(?:, \w+(?:\[\w+\])?)*);", re.MULTILINE)
 
 
 @dataclass(frozen=True)

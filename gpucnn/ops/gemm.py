@@ -3,12 +3,161 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpucnn import _C
+from gpucnn import device as devices
+from gpucnn.launch import Strided, grid_for, launch
 from gpucnn.ops.shapes import require_float
+
+
+class Tile(NamedTuple):
+    """What one block computes: rows and columns of c, how many blocks share a multiprocessor, percent of its peak."""
+
+    M: int
+    N: int
+    resident: int
+    percent: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.M}x{self.N}"
+
+
+# The share of multiply-adds in the compiled main loop is .87, .79 and .66; 32x32 also wants 32 bytes a clock from L2.
+TILES = (Tile(128, 128, 2, 87), Tile(64, 64, 4, 77), Tile(32, 32, 12, 58))
+STEP = 16  # terms that a kernel takes at a time
+MULTIPLY_ADDS = 128  # of one multiprocessor in one clock
+STEP_CLOCKS = 800  # a step lasts no less: the next tiles come from memory meanwhile
+BLOCK_STEPS = 2  # time of a block's start and end, in steps
+SPLIT_TERMS = 256  # a split sums at least so many terms: 16 steps beside its start and end
+SPLIT_FLOATS = 2**24  # of all planes together: 64 MB of workspace
+SPLIT_BYTES = 8  # of an element of a plane, written and read again
+BYTES_PER_CLOCK = 20  # of memory, for each multiprocessor
+LAUNCH_CLOCKS = 5_000  # of a second launch, 3 µs
+
+
+def multiprocessors() -> int:
+    """How many multiprocessors a choice reckons with: those of an H100 or H200."""
+    return 132
+
+
+@cache
+def choose_tile(M: int, N: int, K: int, B: int, multiprocessors: int) -> tuple[Tile, int]:
+    """(tile, splits) of the product of B matrices M×K and K×N, by the estimated clocks of the busiest multiprocessor.
+
+    Blocks go round the multiprocessors, so the busiest has ⌈blocks / multiprocessors⌉ of them. Large tiles read less
+    for each product, small ones leave fewer multiprocessors idle; where even those are few, the terms are split.
+    """
+    candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
+    choices = [(tile, count) for tile in TILES for count in splits]
+    return min(choices, key=lambda choice: (_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
+
+
+def _clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
+    """An estimate to compare choices by, not a time."""
+    share = -(B * (-M // tile.M) * -(-N // tile.N) * splits // multiprocessors)
+    multiply = share * tile.M * tile.N * STEP * 100 // (MULTIPLY_ADDS * tile.percent)
+    steps = _split_terms(K, splits) // STEP + BLOCK_STEPS
+    clocks = steps * max(multiply, -(-share // tile.resident) * STEP_CLOCKS)
+    if splits > 1:
+        clocks += LAUNCH_CLOCKS + SPLIT_BYTES * B * M * N * splits // (multiprocessors * BYTES_PER_CLOCK)
+    return clocks
+
+
+def _split_terms(K: int, splits: int) -> int:
+    """Terms of each split but the last, which may have fewer."""
+    return -(-K // (splits * STEP)) * STEP
+
+
+def gemm(
+    a: Any,
+    b: Any,
+    c: Any,
+    bias: Any = None,
+    bias_axis: str = "column",
+    relu: bool = False,
+    tile: str | None = None,
+    splits: int | None = None,
+) -> None:
+    """c[n] = a[n]·b[n] + bias, then max(·, 0) if relu, on a device that runs kernels; c is overwritten.
+
+    - a: (B,M,K) or (1,M,K), b: (B,K,N) or (1,K,N), c: (B,M,N), float32; of any strides, also 0 for a shared matrix.
+      A matrix whose last two axes are both not contiguous is copied first, and in c refused.
+    - bias: (N,) with bias_axis "column", (M,) with "row", or None
+    - tile, splits: "128x128", "64x64" or "32x32", and in how many parts the terms are summed; None: `choose_tile`
+    Raises TypeError for dtypes or devices that differ and ValueError for shapes that do not fit.
+    """
+    require_float("gemm", a=a, b=b, c=c, bias=bias)
+    B, M, N, K = _check_gemm(a, b, c, bias, bias_axis)
+    if not _is_unit(c, 2):
+        if not _is_unit(c, 1):
+            raise ValueError(f"gemm: c has strides {c.strides}; its last or last but one axis must be contiguous")
+        swapped = {"column": "row", "row": "column"}[bias_axis]
+        return gemm(b.swapaxes(1, 2), a.swapaxes(1, 2), c.swapaxes(1, 2), bias, swapped, relu, tile, splits)
+    if 0 in (B, M, N):
+        return
+    chosen, count = choose_tile(M, N, K, B, multiprocessors())
+    _launch(a, b, c, devices.contiguous(bias), bias_axis == "row", bool(relu), tile or chosen.name, splits or count)
+
+
+def _check_gemm(a: Any, b: Any, c: Any, bias: Any, bias_axis: str) -> tuple[int, int, int, int]:
+    """(B, M, N, K) of a product; raises ValueError for what does not fit."""
+    shapes = f"a {a.shape}, b {b.shape}, c {c.shape}"
+    if not a.ndim == b.ndim == c.ndim == 3:
+        raise ValueError(f"gemm: {shapes}; each must have three dimensions: a (B,M,K), b (B,K,N), c (B,M,N)")
+    B, M, N = c.shape
+    K = a.shape[2]
+    if a.shape[1:] != (M, K) or b.shape[1:] != (K, N) or a.shape[0] not in (1, B) or b.shape[0] not in (1, B):
+        raise ValueError(f"gemm: {shapes} do not fit a (B,M,K) · b (B,K,N) = c (B,M,N)")
+    if bias_axis not in ("row", "column"):
+        raise ValueError(f"gemm: bias_axis is {bias_axis!r}; it must be 'row' or 'column'")
+    if bias is not None and bias.shape != ((M,) if bias_axis == "row" else (N,)):
+        raise ValueError(f"gemm: bias has shape {bias.shape}; c {c.shape} needs one value a {bias_axis}")
+    return B, M, N, K
+
+
+def _is_unit(array: Any, axis: int) -> bool:
+    """Whether neighbours along the axis are neighbours in memory, in whole elements along all others."""
+    whole = all(stride % array.itemsize == 0 for stride in array.strides)
+    return whole and (array.strides[axis] == array.itemsize or array.shape[axis] <= 1)
+
+
+def _operand(array: Any, B: int, contiguous: bool = False) -> tuple[Any, bool, int, int]:
+    """(array, whether its last axis is contiguous, strides of the other and of the batch), copied if need be."""
+    if array.strides[0] == 0:
+        array = array[:1]
+    if contiguous or not (_is_unit(array, 1) or _is_unit(array, 2)):
+        array = devices.contiguous(array)
+    last = _is_unit(array, 2)
+    batch, *strides = (stride // array.itemsize for stride in array.strides)
+    return array, last, strides[0 if last else 1], batch if array.shape[0] == B else 0
+
+
+def _launch(a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, tile: str, splits: int) -> None:
+    (B, M, N), K = c.shape, a.shape[2]
+    b, b_columns, *b_strides = _operand(b, B)
+    a, a_terms, *a_strides = _operand(a, B)
+    if not a_terms and not b_columns:  # no kernel takes both transposed
+        a, a_terms, *a_strides = _operand(a, B, contiguous=True)
+    kernel = f"gemm_{'n' if a_terms else 't'}{'n' if b_columns else 't'}_{tile}"
+    tile_m, tile_n = map(int, tile.split("x"))
+    terms = _split_terms(K, splits)
+    splits = max(1, -(-K // max(terms, 1)))  # steps of a few terms may fill fewer
+    blocks = B * -(-M // tile_m) * -(-N // tile_n) * splits
+    c_strides = [stride // c.itemsize for stride in (c.strides[1], c.strides[0])]
+    shape = (M, N, K, splits, terms, per_row, relu, *a_strides, *b_strides)
+    if splits == 1:
+        launch(kernel, blocks, Strided(a), Strided(b), Strided(c), bias, (*shape, *c_strides, 0))
+        return
+    planes = devices.empty((splits, B, M, N), c.dtype, c)
+    unfinished = (*shape[:5], 0, 0, *shape[7:])
+    launch(kernel, blocks, Strided(a), Strided(b), planes, None, (*unfinished, N, M * N, B * M * N))
+    launch("gemm_add_splits", grid_for(c.size), planes, Strided(c), bias, (*shape, *c_strides, 0), c.size)
 
 
 def matmul(a: Any, b: Any, bias: Any = None) -> np.ndarray:
@@ -32,19 +181,20 @@ def matmul(a: Any, b: Any, bias: Any = None) -> np.ndarray:
 
 
 def _batched(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    """matmul of at least two dimensions: the extension takes one batch dimension."""
+    """matmul of at least two dimensions: the products below take one batch dimension."""
     try:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError:
         raise ValueError(f"matmul: leading dimensions of {a.shape} and {b.shape} do not broadcast") from None
     (M, K), N, B = a.shape[-2:], b.shape[-1], math.prod(batch)
-    c = np.empty((*batch, M, N), a.dtype)
+    c = devices.empty((*batch, M, N), a.dtype, a)
+    multiply = gemm if devices.runs_kernels(a) else _C.gemm
     if a.shape[:-2] == batch and b.ndim == 2 and a.flags.c_contiguous:
-        _C.gemm(a.reshape(1, B * M, K), b[None], c.reshape(1, B * M, N), bias)
+        multiply(a.reshape(1, B * M, K), b[None], c.reshape(1, B * M, N), bias)
         return c
     a3 = np.broadcast_to(a, (*batch, M, K)).reshape(B, M, K)
     b3 = np.broadcast_to(b, (*batch, K, N)).reshape(B, K, N)
-    _C.gemm(a3, b3, c.reshape(B, M, N), bias)
+    multiply(a3, b3, c.reshape(B, M, N), bias)
     return c
 
 
@@ -60,7 +210,7 @@ def linear_forward(x: Any, weight: Any, bias: Any) -> np.ndarray:
         )
     if bias is not None and bias.shape != (weight.shape[0],):
         raise ValueError(f"linear: bias has shape {bias.shape}; it must be ({weight.shape[0]},)")
-    return matmul(np.ascontiguousarray(x), weight.T, None if bias is None else np.ascontiguousarray(bias))
+    return matmul(devices.contiguous(x), weight.T, devices.contiguous(bias))
 
 
 def linear_backward_weight(x: Any, gy: Any) -> np.ndarray:
