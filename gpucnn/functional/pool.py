@@ -14,12 +14,12 @@ from gpucnn.tensor import Function, Tensor
 
 
 class MaxPool2d(Function):
-    def __init__(self, shape: PoolShape) -> None:
-        self.shape = shape
+    def __init__(self, shape: PoolShape, return_indices: bool) -> None:
+        self.shape, self.return_indices = shape, return_indices
 
-    def forward(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    def forward(self, x: Any) -> Any:
         y, self.indices = ops.max_pool2d_forward(x, self.shape)
-        return y, self.indices
+        return (y, self.indices.astype(np.int64, copy=False)) if self.return_indices else y
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
         return (ops.max_pool2d_backward(gradient, self.indices, self.shape),)
@@ -49,13 +49,13 @@ class AdaptiveAvgPool2d(Function):
 
 
 class AdaptiveMaxPool2d(Function):
-    def __init__(self, output_size: Pair) -> None:
-        self.output_size = output_size
+    def __init__(self, output_size: Pair, return_indices: bool) -> None:
+        self.output_size, self.return_indices = output_size, return_indices
 
-    def forward(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    def forward(self, x: Any) -> Any:
         self.x_shape = x.shape
         y, self.indices = ops.adaptive_max_pool2d_forward(x, self.output_size)
-        return y, self.indices
+        return (y, self.indices.astype(np.int64, copy=False)) if self.return_indices else y
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
         return (ops.adaptive_max_pool2d_backward(gradient, self.indices, self.x_shape),)
@@ -105,8 +105,7 @@ def max_pool2d(
     """
     x_shape = shape_of("max_pool2d", "x", x)
     shape = ops.pool_shape("max_pool2d", x_shape, kernel_size, stride, padding, dilation, ceil_mode)
-    results = MaxPool2d(shape)(x)
-    return results if return_indices else results[0]
+    return MaxPool2d(shape, return_indices)(x)
 
 
 def avg_pool2d(
@@ -140,8 +139,7 @@ def adaptive_max_pool2d(x: Any, output_size: Pair, return_indices: bool = False)
     - return_indices: return (y, indices) as max_pool2d does
     Raises ValueError for an output_size below 1 or an x that is not four-dimensional.
     """
-    results = AdaptiveMaxPool2d(output_size)(x)
-    return results if return_indices else results[0]
+    return AdaptiveMaxPool2d(output_size, return_indices)(x)
 
 
 def global_max_pool2d(x: Any) -> Any:

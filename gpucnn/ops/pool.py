@@ -1,4 +1,7 @@
-"""Pooling of arrays (N,C,H,W) over windows, and its reverse."""
+"""Pooling of arrays (N,C,H,W) over windows, and its reverse.
+
+The indices that forward passes return are int64 on the CPU and int32 where kernels run.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
+from gpucnn import device as devices
+from gpucnn.ops import pool_kernels
 from gpucnn.ops.shapes import Pair, PoolShape, pair, require_float, require_ndim
 
 
 def max_pool2d_forward(x: Any, shape: PoolShape) -> tuple[np.ndarray, np.ndarray]:
-    """(y, indices), each (N,C,P,Q): the windows' maxima and where they stood, h·W + w (int64); padding never wins."""
+    """(y, indices), each (N,C,P,Q): the windows' maxima and where they stood, h·W + w; padding never wins."""
     require_float("max_pool2d", x=x)
+    if devices.runs_kernels(x):
+        return pool_kernels.max_pool2d_forward(x, shape)
     y, indices = np.empty(shape.y, x.dtype), np.empty(shape.y, np.int64)
     _C.max_pool2d_forward(np.ascontiguousarray(x), y, indices, shape.window)
     return y, indices
@@ -21,6 +28,8 @@ def max_pool2d_forward(x: Any, shape: PoolShape) -> tuple[np.ndarray, np.ndarray
 def max_pool2d_backward(gy: Any, indices: np.ndarray, shape: PoolShape) -> np.ndarray:
     """gx (N,C,H,W): each gradient goes to where its maximum stood; overlapping windows add up."""
     require_float("max_pool2d_backward", gy=gy)
+    if devices.runs_kernels(gy):
+        return pool_kernels.max_pool2d_backward(gy, indices, shape)
     gx = np.empty(shape.x, gy.dtype)
     _C.max_pool2d_backward(np.ascontiguousarray(gy), indices, gx)
     return gx
@@ -29,6 +38,8 @@ def max_pool2d_backward(gy: Any, indices: np.ndarray, shape: PoolShape) -> np.nd
 def avg_pool2d_forward(x: Any, shape: PoolShape, count_include_pad: bool) -> np.ndarray:
     """y (N,C,P,Q): the windows' means; count_include_pad counts padding as zeros, else only real pixels count."""
     require_float("avg_pool2d", x=x)
+    if devices.runs_kernels(x):
+        return pool_kernels.avg_pool2d_forward(x, shape, count_include_pad)
     y = np.empty(shape.y, x.dtype)
     _C.avg_pool2d_forward(np.ascontiguousarray(x), y, shape.window, count_include_pad)
     return y
@@ -37,6 +48,8 @@ def avg_pool2d_forward(x: Any, shape: PoolShape, count_include_pad: bool) -> np.
 def avg_pool2d_backward(gy: Any, shape: PoolShape, count_include_pad: bool) -> np.ndarray:
     """gx (N,C,H,W) of avg_pool2d_forward."""
     require_float("avg_pool2d_backward", gy=gy)
+    if devices.runs_kernels(gy):
+        return pool_kernels.avg_pool2d_backward(gy, shape, count_include_pad)
     gx = np.empty(shape.x, gy.dtype)
     _C.avg_pool2d_backward(np.ascontiguousarray(gy), gx, shape.window, count_include_pad)
     return gx
@@ -48,13 +61,18 @@ def adaptive_avg_pool2d_forward(x: Any, output_size: Pair) -> np.ndarray:
     require_ndim("adaptive_avg_pool2d", "x", x.shape, 4, "(N, C, H, W)")
     if min(x.shape[2:]) < 1:
         raise ValueError(f"adaptive_avg_pool2d: x has no pixels (shape {x.shape})")
-    y = np.empty((*x.shape[:2], *pair("adaptive_avg_pool2d", "output_size", output_size, 1)), x.dtype)
+    size = pair("adaptive_avg_pool2d", "output_size", output_size, 1)
+    if devices.runs_kernels(x):
+        return pool_kernels.adaptive_avg_pool2d_forward(x, size)
+    y = np.empty((*x.shape[:2], *size), x.dtype)
     _C.adaptive_avg_pool2d_forward(np.ascontiguousarray(x), y)
     return y
 
 
 def adaptive_avg_pool2d_backward(gy: Any, x_shape: tuple[int, ...]) -> np.ndarray:
     """gx (N,C,H,W) of adaptive_avg_pool2d_forward."""
+    if devices.runs_kernels(gy):
+        return pool_kernels.adaptive_avg_pool2d_backward(gy, x_shape)
     gx = np.empty(x_shape, gy.dtype)
     _C.adaptive_avg_pool2d_backward(np.ascontiguousarray(gy), gx)
     return gx
@@ -62,6 +80,8 @@ def adaptive_avg_pool2d_backward(gy: Any, x_shape: tuple[int, ...]) -> np.ndarra
 
 def lp_pool2d_forward(x: Any, norm_type: float, shape: PoolShape) -> np.ndarray:
     """y (N,C,P,Q) = (Σ x^p)^(1/p) for p = norm_type, from the windows' means; NaN where a power or root is not real."""
+    if devices.runs_kernels(x):
+        return pool_kernels.lp_pool2d_forward(x, norm_type, shape)
     with np.errstate(invalid="ignore"):
         means = avg_pool2d_forward(x**norm_type, shape, count_include_pad=True)
         return (means * (shape.kernel[0] * shape.kernel[1])) ** (1 / norm_type)
@@ -69,6 +89,8 @@ def lp_pool2d_forward(x: Any, norm_type: float, shape: PoolShape) -> np.ndarray:
 
 def lp_pool2d_backward(x: np.ndarray, y: np.ndarray, gy: Any, norm_type: float, shape: PoolShape) -> np.ndarray:
     """gx (N,C,H,W) = x^(p−1) · Σ gy · y^(1−p) over the windows with this pixel; a window whose y is 0 adds nothing."""
+    if devices.runs_kernels(x):
+        return pool_kernels.lp_pool2d_backward(x, y, gy, norm_type, shape)
     with np.errstate(invalid="ignore"):
         rates = np.where(y == 0, 0, gy * np.where(y == 0, 1, y) ** (1 - norm_type))
         sums = avg_pool2d_backward(rates, shape, count_include_pad=True) * (shape.kernel[0] * shape.kernel[1])
@@ -83,6 +105,8 @@ def adaptive_max_pool2d_forward(x: Any, output_size: Pair) -> tuple[np.ndarray, 
         raise ValueError(f"adaptive_max_pool2d: x has no pixels (shape {x.shape})")
     N, C, H, W = x.shape
     P, Q = pair("adaptive_max_pool2d", "output_size", output_size, 1)
+    if devices.runs_kernels(x):
+        return pool_kernels.adaptive_max_pool2d_forward(x, (P, Q))
     indices = np.empty((N, C, P, Q), np.int64)
     for p, (top, bottom) in enumerate(_adaptive_windows(H, P)):
         for q, (left, right) in enumerate(_adaptive_windows(W, Q)):
@@ -94,6 +118,8 @@ def adaptive_max_pool2d_forward(x: Any, output_size: Pair) -> tuple[np.ndarray, 
 
 def adaptive_max_pool2d_backward(gy: Any, indices: np.ndarray, x_shape: tuple[int, ...]) -> np.ndarray:
     """gx (N,C,H,W) of adaptive_max_pool2d_forward: each gradient goes to where its maximum stood."""
+    if devices.runs_kernels(gy):
+        return pool_kernels.adaptive_max_pool2d_backward(gy, indices, x_shape)
     gx = np.empty(x_shape, gy.dtype)
     _C.max_pool2d_backward(np.ascontiguousarray(gy), indices, gx)
     return gx
@@ -102,6 +128,8 @@ def adaptive_max_pool2d_backward(gy: Any, indices: np.ndarray, x_shape: tuple[in
 def max_unpool2d_forward(x: Any, indices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """y (N,C,H,W) for size (H,W): each value where its index h·W + w says, else 0; of several the last."""
     require_float("max_unpool2d", x=x)
+    if devices.runs_kernels(x):
+        return pool_kernels.max_unpool2d_forward(x, indices, size)
     y = np.zeros((*x.shape[:2], size[0] * size[1]), x.dtype)
     np.put_along_axis(y, _planes(indices), _planes(x), axis=2)
     return y.reshape(*x.shape[:2], *size)
@@ -109,6 +137,8 @@ def max_unpool2d_forward(x: Any, indices: np.ndarray, size: tuple[int, int]) -> 
 
 def max_unpool2d_backward(gy: Any, indices: np.ndarray) -> np.ndarray:
     """gx (N,C,P,Q): the gradient at each value's place."""
+    if devices.runs_kernels(gy):
+        return pool_kernels.max_unpool2d_backward(gy, indices)
     return _taken(gy, indices)
 
 
@@ -144,14 +174,15 @@ def unpool_size(
 
 def check_indices(operation: str, x: tuple[int, ...], indices: Any, size: tuple[int, int]) -> np.ndarray:
     """indices as int64, of the shape of x and from 0 to H·W − 1; raises TypeError or ValueError otherwise."""
-    indices = np.asarray(indices)
+    indices = devices.as_array(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"{operation}: indices are {indices.dtype}; they must be integers, from max_pool2d's indices")
     if indices.shape != x:
         raise ValueError(f"{operation}: indices have shape {indices.shape} but x has {x}; they must be equal")
-    if indices.size and not (0 <= indices.min() and indices.max() < size[0] * size[1]):
+    low, high = (int(indices.min()), int(indices.max())) if indices.size else (0, 0)
+    if indices.size and not (0 <= low and high < size[0] * size[1]):
         raise ValueError(
-            f"{operation}: indices from {indices.min()} to {indices.max()} do not fit an image of {size[0]}x{size[1]}; "
+            f"{operation}: indices from {low} to {high} do not fit an image of {size[0]}x{size[1]}; "
             "give the kernel_size, stride and padding of the pooling, and output_size where it left a border unused"
         )
     return indices.astype(np.int64, copy=False)
