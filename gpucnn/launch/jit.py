@@ -36,14 +36,10 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     kernel = function(entry.name, entry.file, cupy.cuda.runtime.getDevice())
     if shared_bytes > STATIC_SHARED_BYTES:
         kernel.max_dynamic_shared_size_bytes = shared_bytes
-    try:
+    with devices.cuda_errors(f"{entry.name}: grid {grid}, {entry.threads} threads, {shared_bytes} B shared"):
         kernel(grid, (entry.threads, 1, 1), tuple(map(_value, arguments)), shared_mem=shared_bytes)
         if os.environ.get("GPUCNN_SYNC"):
             cupy.cuda.get_current_stream().synchronize()
-    except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
-        raise RuntimeError(
-            f"{entry.name}: grid {grid}, {entry.threads} threads, {shared_bytes} B shared: {error}"
-        ) from error
 
 
 def _value(argument: Any) -> Any:
