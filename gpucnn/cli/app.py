@@ -16,6 +16,7 @@ from gpucnn.cli.predict import predict
 from gpucnn.cli.sim import sim
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
+from gpucnn.device import DeviceLost
 from gpucnn.version import __version__
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     except MemoryError as error:
         return _complain(f"not enough memory ({error}); use a smaller --width, --image-size or --batch-size", FAILED)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DeviceLost) as error:
         return _complain(_text(error), FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -172,7 +172,7 @@ def structs() -> dict[str, tuple[tuple[str, int], ...]]:
 
 def _fields(body: str, constants: dict[str, str]) -> Iterator[tuple[str, int]]:
     for kind, names in _FIELD.findall(body):
-        if kind not in SCALARS:
+        if kind.removesuffix("*") not in SCALARS:
             continue
         for name in _split(names):
             count = re.search(r"\[(\w+)\]", name)

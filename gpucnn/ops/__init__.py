@@ -43,6 +43,7 @@ from gpucnn.ops.loss import binary_cross_entropy_backward as binary_cross_entrop
 from gpucnn.ops.loss import binary_cross_entropy_forward as binary_cross_entropy_forward
 from gpucnn.ops.loss import check_labels as check_labels
 from gpucnn.ops.loss import check_pairs as check_pairs
+from gpucnn.ops.loss import check_probabilities as check_probabilities
 from gpucnn.ops.loss import check_targets as check_targets
 from gpucnn.ops.loss import contrastive_backward as contrastive_backward
 from gpucnn.ops.loss import contrastive_forward as contrastive_forward
@@ -71,6 +72,8 @@ from gpucnn.ops.pool import max_pool2d_forward as max_pool2d_forward
 from gpucnn.ops.pool import max_unpool2d_backward as max_unpool2d_backward
 from gpucnn.ops.pool import max_unpool2d_forward as max_unpool2d_forward
 from gpucnn.ops.pool import unpool_size as unpool_size
+from gpucnn.ops.reduce import mean_over_all as mean_over_all
+from gpucnn.ops.reduce import sum_over as sum_over
 from gpucnn.ops.shapes import ConvShape as ConvShape
 from gpucnn.ops.shapes import PoolShape as PoolShape
 from gpucnn.ops.shapes import conv1d_shape as conv1d_shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.launch import grid_for, launch
 from gpucnn.ops.shapes import require_float
+
+THREADS, WARP_SIZE = 256, 32  # as in kernels/softmax.cuh
+SHORT_ROW = 1024
 
 
 def relu_forward(x: Any) -> np.ndarray:
@@ -73,6 +77,8 @@ def sigmoid_forward(x: Any) -> np.ndarray:
 def softmax_forward(x: Any, axis: int) -> np.ndarray:
     """y = e^x / Σ e^x along `axis`, the maximum subtracted first."""
     require_float("softmax", x=x)
+    if devices.runs_kernels(x):
+        return _along("softmax_forward", axis, x)
     with np.errstate(invalid="ignore"):  # a row of infinities is NaN, as it is everywhere
         e = np.exp(x - x.max(axis=axis, keepdims=True))
         return e / e.sum(axis=axis, keepdims=True)
@@ -80,12 +86,16 @@ def softmax_forward(x: Any, axis: int) -> np.ndarray:
 
 def softmax_backward(y: np.ndarray, gy: Any, axis: int) -> np.ndarray:
     """gx = y · (gy − Σ gy·y)."""
+    if devices.runs_kernels(y):
+        return _along("softmax_backward", axis, y, gy)
     return y * (gy - (gy * y).sum(axis=axis, keepdims=True))
 
 
 def log_softmax_forward(x: Any, axis: int) -> np.ndarray:
     """y = x − log Σ e^x along `axis`, the maximum subtracted first."""
     require_float("log_softmax", x=x)
+    if devices.runs_kernels(x):
+        return _along("log_softmax_forward", axis, x)
     with np.errstate(invalid="ignore"):
         shifted = x - x.max(axis=axis, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
@@ -93,4 +103,21 @@ def log_softmax_forward(x: Any, axis: int) -> np.ndarray:
 
 def log_softmax_backward(y: np.ndarray, gy: Any, axis: int) -> np.ndarray:
     """gx = gy − e^y · Σ gy."""
+    if devices.runs_kernels(y):
+        return _along("log_softmax_backward", axis, y, gy)
     return gy - np.exp(y) * gy.sum(axis=axis, keepdims=True)
+
+
+def _along(kernel: str, axis: int, *arrays: Any) -> Any:
+    """What a kernel of rows makes of the arrays, with `axis` as the last one there."""
+    rows = [devices.contiguous(np.moveaxis(array, axis, -1)) for array in arrays]
+    result = devices.empty_like(rows[0])
+    launch_rows(kernel, *rows, result, shape=(math.prod(result.shape[:-1]), result.shape[-1]))
+    return np.moveaxis(result, -1, axis)
+
+
+def launch_rows(kernel: str, *arguments: Any, shape: tuple[int, int], more: tuple[Any, ...] = ()) -> None:
+    """Launch the variant of `kernel` that suits rows of this length: a warp shares a short row, a block a long one."""
+    rows, length = shape
+    group = WARP_SIZE if length <= SHORT_ROW else THREADS
+    launch(f"{kernel}_{group}", -(-rows * group // THREADS), *arguments, rows, length, *more)
