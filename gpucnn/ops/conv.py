@@ -76,7 +76,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         direct=(_everything, _direct_workspace, _compiled(_C.conv2d_forward_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_forward_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.forward_workspace, conv_toeplitz.forward),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.forward),
+        fft=(conv_fft.supports, conv_fft.workspace_bytes, _compiled(_C.conv2d_forward_fft)),
         winograd=(
             conv_winograd.supports,
             conv_winograd.winograd_workspace,
@@ -92,7 +92,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_input_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_input_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_input_workspace, conv_toeplitz.backward_input),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.backward_input),
+        fft=(conv_fft.supports, conv_fft.workspace_bytes, _compiled(_C.conv2d_backward_input_fft)),
         winograd=(
             conv_winograd.supports,
             conv_winograd.winograd_workspace,
@@ -108,7 +108,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_weight_direct)),
         im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_weight_im2col)),
         toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_weight_workspace, conv_toeplitz.backward_weight),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.backward_weight),
+        fft=(conv_fft.supports, conv_fft.workspace_bytes, _compiled(_C.conv2d_backward_weight_fft)),
         winograd=(
             conv_winograd.supports,
             conv_winograd.winograd_workspace,
