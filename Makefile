@@ -9,7 +9,7 @@ help:
 	@echo "make demo           train LeNet-5 on the bundled digits"
 	@echo "make test           run all tests"
 	@echo "make lint           check style and types"
-	@echo "make bench-cpu      training throughput beside PyTorch's CPU (needs torch in .venv)"
+	@echo "make bench-cpu      speed and memory beside PyTorch's CPU, algorithms beside im2col (needs torch in .venv)"
 	@echo "make install-check  sizes and times of an installation from scratch"
 	@echo "make clean          remove what was built"
 
@@ -26,7 +26,7 @@ lint: .venv/installed-test
 	$(VENV) -m mypy
 
 bench-cpu: .venv/installed
-	$(VENV) -m gpucnn.bench.cpu
+	$(VENV) -m gpucnn.bench.cpu --json bench/results/cpu.json
 
 install-check:
 	$(PYTHON) bench/install_check.py
