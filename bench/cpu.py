@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -77,16 +78,12 @@ def main(
     if worker:
         torch_worker.serve(gpucnn_step(CASES[chosen[0]]), seconds, CASES[chosen[0]].beside_blas)
         return
-    what = {"cpu": processor(), "date": datetime.date.today().isoformat(), "commit": commit()}
-    rows = [compare(name, rounds, seconds) for name in chosen if name in CASES]
-    layers = [algorithms.measure(name, rounds) for name in chosen if name in algorithms.LAYERS]
-    report = {
-        **what,
-        "threads": get_num_threads(),
-        "rounds": rounds,
-        "rows": rows,
-        "layers": layers,
-    }
+    report: dict[str, Any] = {"cpu": processor(), "date": datetime.date.today().isoformat(), "commit": commit()}
+    # Other programs slow both libraries, and PyTorch more: its threads spin while they wait for one that does not run.
+    report["load_before"] = round(os.getloadavg()[0], 1)
+    report |= {"threads": get_num_threads(), "rounds": rounds}
+    report["rows"] = [compare(name, rounds, seconds) for name in chosen if name in CASES]
+    report["layers"] = [algorithms.measure(name, rounds) for name in chosen if name in algorithms.LAYERS]
     print_tables(report)
     if json_file is not None:
         files.write_atomically(json_file, json.dumps(report, indent=1).encode() + b"\n")
@@ -240,7 +237,7 @@ def commit() -> str:
 def print_tables(report: dict[str, Any]) -> None:
     """The rows as tables, wide enough not to be cut when piped."""
     when = f"median of {report['rounds']}, commit {report['commit']}, {report['date']}"
-    title = f"{report['cpu']}, {report['threads']} threads, {when}"
+    title = f"{report['cpu']}, {report['threads']} threads, load {report['load_before']} before, {when}"
     console = Console(width=120)
     if report["rows"]:
         console.print(network_table(report["rows"], title))
@@ -251,16 +248,7 @@ def print_tables(report: dict[str, Any]) -> None:
 def network_table(rows: list[dict[str, Any]], title: str) -> Table:
     """Networks beside PyTorch; speed and memory are ratios to its."""
     table = Table(title=title)
-    headings = (
-        "batch",
-        "gpucnn ms",
-        "torch ms",
-        "images/s",
-        "speed to torch",
-        "gpucnn MB",
-        "torch MB",
-        "memory to torch",
-    )
+    headings = ("batch", "gpucnn ms", "torch ms", "images/s", "speed", "gpucnn MB", "torch MB", "memory")
     table.add_column("case", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")
