@@ -11,7 +11,7 @@ help:
 	@echo "make lint           check style and types"
 	@echo "make gate           compile every kernel for every architecture and look at the machine code"
 	@echo "make mutants        plant faults in the kernels; the tests must catch each"
-	@echo "make bench-cpu      training throughput beside PyTorch's CPU (needs torch in .venv)"
+	@echo "make bench-cpu      speed and memory beside PyTorch's CPU, algorithms beside im2col (needs torch in .venv)"
 	@echo "make install-check  sizes and times of an installation from scratch"
 	@echo "make clean          remove what was built"
 
@@ -34,7 +34,7 @@ mutants: .venv/installed-test
 	$(VENV) -m tests.mutants
 
 bench-cpu: .venv/installed
-	$(VENV) -m gpucnn.bench.cpu
+	$(VENV) -m gpucnn.bench.cpu --json bench/results/cpu.json
 
 install-check:
 	$(PYTHON) bench/install_check.py

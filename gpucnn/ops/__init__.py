@@ -28,6 +28,7 @@ from gpucnn.ops.conv_table import KERNEL_ALGORITHMS as KERNEL_ALGORITHMS
 from gpucnn.ops.conv_table import Algorithm as Algorithm
 from gpucnn.ops.conv_table import UnsupportedAlgorithm as UnsupportedAlgorithm
 from gpucnn.ops.conv_table import choose as choose
+from gpucnn.ops.conv_table import table as table
 from gpucnn.ops.conv_transpose import conv_transpose2d_forward as conv_transpose2d_forward
 from gpucnn.ops.conv_transpose import conv_transpose2d_shape as conv_transpose2d_shape
 from gpucnn.ops.dropout import dropout as dropout
