@@ -194,7 +194,7 @@ struct SignalGuard {
     stack_t previous_stack{};
 };
 
-void complete(const AsyncCopy& copy) {
+inline void complete(const AsyncCopy& copy) {
     if (copy.source_bytes == 4 && copy.bytes == 4) {
         memcpy(copy.destination, copy.source, 4);  // a constant size: one instruction instead of a call
     } else if (copy.source_bytes == 16) {
@@ -307,13 +307,18 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
     if (!inside) fail("cp.async", "the destination is not in shared memory", place);
     if (reinterpret_cast<uintptr_t>(destination) % bytes || (source_bytes && reinterpret_cast<uintptr_t>(source) % bytes))
         fail("cp.async", "both addresses must be multiples of the size", place);
-    const AsyncCopy copy{static_cast<char*>(destination), static_cast<const char*>(source), bytes, source_bytes,
-                         me.copy_groups, __builtin_return_address(0)};
+    // Filled in place: a struct written by parts and copied at once would stall the CPU's store buffer.
+    AsyncCopy& copy = me.copies.emplace_back();
+    copy.destination = static_cast<char*>(destination);
+    copy.source = static_cast<const char*>(source);
+    copy.bytes = bytes;
+    copy.source_bytes = source_bytes;
+    copy.group = me.copy_groups;
+    copy.code = __builtin_return_address(0);
     copy_issued(copy);
-    if (block.launch->late_copies)
-        me.copies.push_back(copy);
-    else
-        complete(copy);
+    if (block.launch->late_copies) return;
+    complete(copy);
+    me.copies.pop_back();
 }
 
 void copy_async_commit() { ++block.current->copy_groups; }
