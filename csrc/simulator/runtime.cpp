@@ -56,7 +56,8 @@ int next_ready(int from) {
     int candidate = block.launch->order == RANDOM ? static_cast<int>(next_random() % count) : from;
     const int step = block.launch->order == REVERSE ? count - 1 : 1;
     for (int i = 0; i < count; ++i) {
-        candidate = (candidate + step) % count;
+        candidate += step;
+        if (candidate >= count) candidate -= count;  // a remainder would cost as much as the switch itself
         if (block.threads[candidate].state == State::READY) return candidate;
     }
     return -1;
@@ -245,12 +246,15 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment) {
 
 void block_barrier(Place place) {
     Thread& me = *block.current;
-    if (block.at_barrier && (block.barrier.line != place.line || strcmp(block.barrier.file, place.file) != 0)) {
+    // The same barrier has one name at one address; only others are compared letter by letter.
+    if (block.at_barrier && (block.barrier.line != place.line ||
+                             (block.barrier.file != place.file && strcmp(block.barrier.file, place.file) != 0))) {
         const std::string message = "threads of one block wait at different barriers: lines " +
                                     std::to_string(block.barrier.line) + " and " + std::to_string(place.line);
         fail("divergent barrier", message.c_str(), place);
     }
-    block.barrier = me.place = place;
+    block.barrier = place;
+    me.place = place;
     if (++block.at_barrier == block.alive) {
         block.at_barrier = 0;
         ++block.epoch;
