@@ -145,8 +145,8 @@ def choose(operation: str, shape: ConvShape, device: str = "cpu") -> str:
     On the CPU: depthwise convolution has one input channel a group, and a GEMM of one row and R·S columns wastes the
     register tile, so direct loops win. Everything else has enough reuse for im2col's register tile.
 
-    Where kernels run: implicit_gemm, which writes no patches to memory and sums over the batch in one product; but direct
-    for groups of few channels and for first layers (`conv_direct.wins` has the reasons).
+    Where kernels run: implicit_gemm, which writes no patches to memory and sums over the batch in one product; but
+    direct for groups of few channels and for first layers (`conv_direct.wins` has the reasons).
     """
     if device != "cpu":
         return "direct" if conv_direct.wins(operation, shape) else "implicit_gemm"
