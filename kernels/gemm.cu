@@ -1,8 +1,8 @@
 // c[n] = a[n] · b[n] for n < B: a (B,M,K), b (B,K,N), c (B,M,N), float32, row-major or transposed by strides; then bias and
 // ReLU. c is overwritten.
 //
-// Layouts: in a, the terms (k) are contiguous ("n") or the rows are ("t"); in b, the columns ("n") or the terms ("t"). c's
-// columns are contiguous. The other axis and the batch have any stride, also 0 for a matrix that all products share.
+// Layouts: in a, the terms (k) are contiguous ("n") or the rows are ("t"); in b, the columns ("n") or the terms ("t"); not
+// both "t". c's columns are contiguous. The other axis and the batch have any stride, also 0 for a matrix that is shared.
 //
 // Accuracy: a chain of CHUNK products is summed in registers and then added to c, so the error of a sum of 1e5 terms
 // stays below 2e-6 of its norm. A block with few neighbours takes only a part of the terms, a "split": it writes to its
@@ -105,6 +105,7 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, float* c, c
                                                                       sums);
         }
         const bool last = done + CHUNK >= terms;
+        // Computed anew: in the loop above every register counts.
         const Position to = block_position<TILE_M, TILE_N>(shape, opaque(blockIdx.x));
         float* target = c + to.batch * shape.c_batch + to.split * shape.c_split;
         store_sums<GROUPS_M, GROUPS_N>(sums, target, last ? bias : nullptr, shape, to.row + row, to.column + column,
@@ -121,15 +122,12 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, float* c, c
 GEMM(nn, TermsContiguous, RowsContiguous, 128, 128, 16, 2, 2, 256, 2)
 GEMM(nt, TermsContiguous, TermsContiguous, 128, 128, 16, 2, 2, 256, 2)
 GEMM(tn, RowsContiguous, RowsContiguous, 128, 128, 16, 2, 2, 256, 2)
-GEMM(tt, RowsContiguous, TermsContiguous, 128, 128, 16, 2, 2, 256, 2)
 GEMM(nn, TermsContiguous, RowsContiguous, 64, 64, 16, 2, 1, 128, 4)
 GEMM(nt, TermsContiguous, TermsContiguous, 64, 64, 16, 2, 1, 128, 4)
 GEMM(tn, RowsContiguous, RowsContiguous, 64, 64, 16, 2, 1, 128, 4)
-GEMM(tt, RowsContiguous, TermsContiguous, 64, 64, 16, 2, 1, 128, 4)
 GEMM(nn, TermsContiguous, RowsContiguous, 32, 32, 16, 1, 1, 64, 12)
 GEMM(nt, TermsContiguous, TermsContiguous, 32, 32, 16, 1, 1, 64, 12)
 GEMM(tn, RowsContiguous, RowsContiguous, 32, 32, 16, 1, 1, 64, 12)
-GEMM(tt, RowsContiguous, TermsContiguous, 32, 32, 16, 1, 1, 64, 12)
 
 // c = Σ planes of the workspace (splits,B,M,N), in their order, plus bias, ReLU; `count` = B·M·N. c is overwritten.
 KERNEL(256, 4) gemm_add_splits(const float* workspace, float* c, const float* bias, GemmShape shape, int count) {

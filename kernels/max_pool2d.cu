@@ -79,14 +79,21 @@ __device__ __forceinline__ void backward(const float* gy, const int* switches, f
     const int place = input.h * pool.size[1] + input.w, P = pool.outputs[0], Q = pool.outputs[1];
     const int64 start = static_cast<int64>(input.plane) * P * Q;
     float sum = 0.0f;
-    if constexpr (WINDOWS > 0) {
+    if constexpr (WINDOWS > 0) {  // all loads first
         const int first_p = Windows::template last_window<0>(pool, input.h) - (WINDOWS - 1);
         const int first_q = Windows::template last_window<1>(pool, input.w) - (WINDOWS - 1);
+        int winners[WINDOWS * WINDOWS];
+        float gradients[WINDOWS * WINDOWS];
 #pragma unroll
         for (int i = 0; i < WINDOWS * WINDOWS; ++i) {
             const int p = first_p + i / WINDOWS, q = first_q + i % WINDOWS;
-            if (p >= 0 && p < P && q >= 0 && q < Q && switches[start + p * Q + q] == place) sum += gy[start + p * Q + q];
+            const bool exists = p >= 0 && p < P && q >= 0 && q < Q;
+            winners[i] = exists ? switches[start + p * Q + q] : -1;
+            gradients[i] = exists ? gy[start + p * Q + q] : 0.0f;
         }
+#pragma unroll
+        for (int i = 0; i < WINDOWS * WINDOWS; ++i)
+            if (winners[i] == place) sum += gradients[i];
     } else {
         const Span rows = Windows::template windows_with<0>(pool, input.h);
         const Span columns = Windows::template windows_with<1>(pool, input.w);

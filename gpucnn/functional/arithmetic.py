@@ -107,8 +107,8 @@ class MatrixMultiply(Function):
         b = self.b[:, None] if self.b.ndim == 1 else self.b
         gradient = gradient.reshape(*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         return (
-            _matrix_gradient(ops.matmul(gradient, b.mT), a, self.a) if self.needs_gradient(0) else None,
-            _matrix_gradient(ops.matmul(a.mT, gradient), b, self.b) if self.needs_gradient(1) else None,
+            _matrix_gradient(ops.matmul(gradient, b.swapaxes(-1, -2)), a, self.a) if self.needs_gradient(0) else None,
+            _matrix_gradient(ops.matmul(a.swapaxes(-1, -2), gradient), b, self.b) if self.needs_gradient(1) else None,
         )
 
 

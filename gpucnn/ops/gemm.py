@@ -15,27 +15,29 @@ from gpucnn.ops.shapes import require_float
 
 
 class Tile(NamedTuple):
-    """A tile of c that one block computes: its size, and how many blocks share a multiprocessor.
-
-    `issue` is the percentage of instructions in the main loop that are multiply-adds, times what L1 and L2 let through.
-    """
+    """What one block computes: rows and columns of c, how many blocks share a multiprocessor, percent of its peak."""
 
     M: int
     N: int
     resident: int
-    issue: int
+    percent: int
 
     @property
     def name(self) -> str:
         return f"{self.M}x{self.N}"
 
 
-# Small tiles read each operand more often: 64x64 three float4 for 32 products, 32x32 two for 16.
-TILES = (Tile(128, 128, 2, 88), Tile(64, 64, 4, 74), Tile(32, 32, 12, 50))
-SPLIT_TERMS = 256  # a split sums at least so many terms, so that its start and end stay small beside them
-SPLIT_STEP = 16  # terms that a kernel takes at a time
-SPLIT_COST = 56  # multiply-adds in the time that 4 bytes of a plane of splits are written and read again (7 a byte)
-LAUNCH_COST = 700_000  # multiply-adds of one multiprocessor in the 3 µs of a second launch
+# The share of multiply-adds in the compiled main loop is .87, .79 and .66; 32x32 also wants 32 bytes a clock from L2.
+TILES = (Tile(128, 128, 2, 87), Tile(64, 64, 4, 77), Tile(32, 32, 12, 58))
+STEP = 16  # terms that a kernel takes at a time
+MULTIPLY_ADDS = 128  # of one multiprocessor in one clock
+STEP_CLOCKS = 800  # a step lasts no less: the next tiles come from memory meanwhile
+BLOCK_STEPS = 2  # time of a block's start and end, in steps
+SPLIT_TERMS = 256  # a split sums at least so many terms: 16 steps beside its start and end
+SPLIT_FLOATS = 2**24  # of all planes together: 64 MB of workspace
+SPLIT_BYTES = 8  # of an element of a plane, written and read again
+BYTES_PER_CLOCK = 20  # of memory, for each multiprocessor
+LAUNCH_CLOCKS = 5_000  # of a second launch, 3 µs
 
 
 def multiprocessors() -> int:
@@ -44,31 +46,34 @@ def multiprocessors() -> int:
 
 
 @cache
-def choose_tile(M: int, N: int, K: int, B: int, multiprocessors: int) -> tuple[Tile, int]:
-    """(tile, splits) of the product of B matrices M×K and K×N, by the estimated time of the busiest multiprocessor.
+def choose_tile(
+    M: int, N: int, K: int, B: int, multiprocessors: int, tiles: tuple[Tile, ...] = TILES
+) -> tuple[Tile, int]:
+    """(tile, splits) of the product of B matrices M×K and K×N, by the estimated clocks of the busiest multiprocessor.
 
-    Blocks go round the multiprocessors, so the busiest has ⌈blocks / multiprocessors⌉ of them; large tiles read less for
-    each product, small ones leave fewer multiprocessors idle. Where even small ones leave many idle, the terms are split.
+    Blocks go round the multiprocessors, so the busiest has ⌈blocks / multiprocessors⌉ of them. Large tiles read less
+    for each product, small ones leave fewer multiprocessors idle; where even those are few, the terms are split.
     """
-    splits = [1, *(s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s * SPLIT_TERMS <= K and B * M * N < 2**28)]
-    choices = [(tile, count) for tile in TILES for count in splits]
-    return min(choices, key=lambda choice: _cost(*choice, M, N, K, B, multiprocessors))
+    candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
+    choices = [(tile, count) for tile in tiles for count in splits]
+    return min(choices, key=lambda choice: (_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
 
 
-def _cost(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
-    """Multiply-adds that one multiprocessor could have done meanwhile."""
-    blocks = B * -(-M // tile.M) * -(-N // tile.N) * splits
-    share = -(-blocks // multiprocessors)
-    # A multiprocessor with fewer blocks than fit waits for memory part of its time: as if half of those missing ran.
-    busy = max(share, (share + tile.resident + 1) // 2) if share < tile.resident else share
-    products = busy * tile.M * tile.N * _split_terms(K, splits) * 100 // tile.issue
-    planes = SPLIT_COST * B * M * N * splits // multiprocessors + LAUNCH_COST if splits > 1 else 0
-    return products + planes
+def _clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
+    """An estimate to compare choices by, not a time."""
+    share = -(B * (-M // tile.M) * -(-N // tile.N) * splits // multiprocessors)
+    multiply = share * tile.M * tile.N * STEP * 100 // (MULTIPLY_ADDS * tile.percent)
+    steps = _split_terms(K, splits) // STEP + BLOCK_STEPS
+    clocks = steps * max(multiply, -(-share // tile.resident) * STEP_CLOCKS)
+    if splits > 1:
+        clocks += LAUNCH_CLOCKS + SPLIT_BYTES * B * M * N * splits // (multiprocessors * BYTES_PER_CLOCK)
+    return clocks
 
 
 def _split_terms(K: int, splits: int) -> int:
     """Terms of each split but the last, which may have fewer."""
-    return -(-K // (splits * SPLIT_STEP)) * SPLIT_STEP
+    return -(-K // (splits * STEP)) * STEP
 
 
 def gemm(
@@ -124,20 +129,24 @@ def _is_unit(array: Any, axis: int) -> bool:
     return whole and (array.strides[axis] == array.itemsize or array.shape[axis] <= 1)
 
 
-def _operand(array: Any, B: int, axis: int) -> tuple[Any, bool, int, int]:
-    """(array, whether `axis` is the contiguous one, stride of the other axis, stride of the batch), copied if need be."""
-    if not (_is_unit(array, 1) or _is_unit(array, 2)):
+def _operand(array: Any, B: int, contiguous: bool = False) -> tuple[Any, bool, int, int]:
+    """(array, whether its last axis is contiguous, strides of the other and of the batch), copied if need be."""
+    if array.strides[0] == 0:
+        array = array[:1]
+    if contiguous or not (_is_unit(array, 1) or _is_unit(array, 2)):
         array = devices.contiguous(array)
-    along = _is_unit(array, axis)
-    strides = [stride // array.itemsize for stride in array.strides]
-    return array, along, strides[3 - axis if along else axis], strides[0] if array.shape[0] == B else 0
+    last = _is_unit(array, 2)
+    batch, *strides = (stride // array.itemsize for stride in array.strides)
+    return array, last, strides[0 if last else 1], batch if array.shape[0] == B else 0
 
 
 def _launch(a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, tile: str, splits: int) -> None:
     (B, M, N), K = c.shape, a.shape[2]
-    a, a_rows, *a_strides = _operand(a, B, 2)
-    b, b_columns, *b_strides = _operand(b, B, 2)
-    kernel = f"gemm_{'n' if a_rows else 't'}{'n' if b_columns else 't'}_{tile}"
+    b, b_columns, *b_strides = _operand(b, B)
+    a, a_terms, *a_strides = _operand(a, B)
+    if not a_terms and not b_columns:  # no kernel takes both transposed
+        a, a_terms, *a_strides = _operand(a, B, contiguous=True)
+    kernel = f"gemm_{'n' if a_terms else 't'}{'n' if b_columns else 't'}_{tile}"
     tile_m, tile_n = map(int, tile.split("x"))
     terms = _split_terms(K, splits)
     splits = max(1, -(-K // max(terms, 1)))  # steps of a few terms may fill fewer

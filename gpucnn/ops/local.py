@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from gpucnn import device as devices
 from gpucnn.ops.gemm import matmul
 from gpucnn.ops.shapes import ConvShape, Pair, conv_shape, require_float, require_ndim
 
@@ -45,8 +46,8 @@ def locally_connected2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape
     require_float("locally_connected2d", x=x, weight=weight, bias=bias)
     if bias is not None and bias.shape != shape.y[1:]:
         raise ValueError(f"locally_connected2d: bias has shape {bias.shape}; it must be (K, P, Q) = {shape.y[1:]}")
-    products = matmul(_patches(x, shape), _filters(weight, shape).mT)
-    y = np.ascontiguousarray(products.transpose(1, 2, 0)).reshape(shape.y)
+    products = matmul(_patches(x, shape), _filters(weight, shape).swapaxes(1, 2))
+    y = devices.contiguous(products.transpose(1, 2, 0)).reshape(shape.y)
     if bias is not None:
         y += bias
     return y
@@ -58,18 +59,18 @@ def locally_connected2d_backward_input(gy: Any, weight: Any, shape: ConvShape) -
     parts = matmul(_pixels(gy, shape), _filters(weight, shape))
     parts = parts.reshape(shape.P, shape.Q, shape.N, shape.C, shape.R, shape.S).transpose(2, 3, 0, 1, 4, 5)
     (sh, sw), (ph, pw) = shape.stride, shape.padding
-    padded = np.zeros((shape.N, shape.C, shape.H + 2 * ph, shape.W + 2 * pw), gy.dtype)
+    padded = np.zeros_like(gy, shape=(shape.N, shape.C, shape.H + 2 * ph, shape.W + 2 * pw), order="C")
     for r in range(shape.R):
         for s in range(shape.S):
             rows, columns = slice(r, r + (shape.P - 1) * sh + 1, sh), slice(s, s + (shape.Q - 1) * sw + 1, sw)
             padded[:, :, rows, columns] += parts[..., r, s]
-    return np.ascontiguousarray(padded[:, :, ph : ph + shape.H, pw : pw + shape.W])
+    return devices.contiguous(padded[:, :, ph : ph + shape.H, pw : pw + shape.W])
 
 
 def locally_connected2d_backward_weight(x: Any, gy: Any, shape: ConvShape) -> np.ndarray:
     """gw (P,Q,K,C,R,S): for each pixel gyᵀ·patches, summed over the images."""
     require_float("locally_connected2d_backward_weight", x=x, gy=gy)
-    gw = matmul(_pixels(gy, shape).mT, _patches(x, shape))
+    gw = matmul(_pixels(gy, shape).swapaxes(1, 2), _patches(x, shape))
     return gw.reshape(locally_connected2d_weight_shape(shape))
 
 

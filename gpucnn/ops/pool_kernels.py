@@ -164,7 +164,7 @@ def _require_range(name: str, shape: PoolShape) -> None:
     rows = shape.N * shape.C * max(shape.H, shape.P)
     if max(rows, shape.H * shape.W, shape.P * shape.Q) >= 2**31:
         raise ValueError(
-            f"{name}: x has shape {shape.x}; its rows, and the pixels of a plane, must be fewer than 2^31: split the batch"
+            f"{name}: x has shape {shape.x}; its rows, and a plane's pixels, must be fewer than 2^31: split the batch"
         )
 
 
