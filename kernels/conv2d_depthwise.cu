@@ -1,13 +1,14 @@
-// Depthwise convolution: groups = C, one input channel a filter. x (N,C,H,W), w (K,1,k,k), y (N,K,P,Q) with K = m·C, all
-// contiguous; k×k filters of 3, 5 or 7 with padding (k−1)/2, stride 1 or 2, no dilation. Outputs are overwritten.
+// Depthwise convolution: groups = C, one input channel a filter. x (N,C,H,W), w (K,1,k,k), y (N,K,P,Q) with K = m·C,
+// all contiguous; k×k filters of 3, 5 or 7 with padding (k−1)/2, stride 1 or 2, no dilation. Outputs are overwritten.
 //
 // - forward: y[n,k] = b[k] + x[n,k/m] ∗ w[k], with relu max(·, 0); b may be null
 // - backward_input, m = 1: gx[n,c] = gy[n,c] ∗ w[c] rotated; at stride 2, with the taps that reach each pixel
 // - backward_weight: gw[k,0,r,s] = Σ_{n,p,q} gy[n,k,p,q] · x[n, k/m, p·stride + r − padding, …] in partial sums
 //   [split][K·k·k], which conv2d_direct_add_splits adds in order
 //
-// 9 products for 8 bytes: memory is the limit. A thread computes a strip, ROWS × 4 neighbouring outputs of one plane; it
-// reads each row of the source once, as float4 where rows are aligned, and adds it to all rows of outputs that it meets.
+// 9 products for 8 bytes: memory is the limit. A thread computes a strip, ROWS × 4 neighbouring outputs of one plane;
+// it reads each row of the source once, as float4 where rows are aligned, and adds it to all rows of outputs that
+// it meets.
 #include "conv2d.cuh"
 
 constexpr int THREADS = 128;
@@ -26,7 +27,9 @@ template <int TAPS>
 struct Returning {  // gx from gy, stride 2: output h is reached from (h + padding − tap) / 2, where that is whole
     static constexpr int PADDING = TAPS / 2, BEFORE = PADDING / 2;
     static __host__ __device__ constexpr int sources(int outputs) { return (outputs - 1 + PADDING) / 2 + BEFORE + 1; }
-    static __host__ __device__ constexpr int tap(int output, int source) { return output + PADDING - 2 * (source - BEFORE); }
+    static __host__ __device__ constexpr int tap(int output, int source) {
+        return output + PADDING - 2 * (source - BEFORE);
+    }
     static __device__ int first(int output) { return output / 2 - BEFORE; }
 };
 
@@ -39,10 +42,11 @@ struct Planes {
     int rotated, relu;
 };
 
-// Values first … first + COUNT − 1 of a row, zeros outside of it. Of an aligned row (its width and start are multiples of
-// 4), the values from first + PADDING on are read in float4s, where `VECTORS` are.
+// Values first … first + COUNT − 1 of a row, zeros outside of it. Of an aligned row (its width and start are
+// multiples of 4), the values from first + PADDING on are read in float4s, where `VECTORS` are.
 template <int COUNT, int PADDING, int VECTORS>
-__device__ __forceinline__ void load_row(float (&value)[COUNT], const float* row, int first, int width, bool inside, bool aligned) {
+__device__ __forceinline__ void load_row(float (&value)[COUNT], const float* row, int first, int width, bool inside,
+                                         bool aligned) {
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) {
         const bool in_vector = j >= PADDING && j < PADDING + 4 * VECTORS;
@@ -82,8 +86,9 @@ __device__ __forceinline__ void depthwise(const Planes& g) {
         const int h = Map::first(top) + row;
         const bool inside = h >= 0 && h < g.source_height;
         float value[SOURCE_COLUMNS];
-        load_row<SOURCE_COLUMNS, Map::PADDING, VECTORS>(value, source + (inside ? static_cast<int64>(h) * g.source_width : 0),
-                                                        Map::first(left), g.source_width, inside, aligned);
+        const int64 offset = inside ? static_cast<int64>(h) * g.source_width : 0;
+        load_row<SOURCE_COLUMNS, Map::PADDING, VECTORS>(value, source + offset, Map::first(left), g.source_width,
+                                                        inside, aligned);
 #pragma unroll
         for (int p = 0; p < ROWS; ++p) {
             const int r = Map::tap(p, row);
@@ -115,8 +120,8 @@ __device__ __forceinline__ void depthwise(const Planes& g) {
 
 // A block sums over items `begin` … `end` − 1 of one filter; an item is a strip of ROWS × 4 pixels of gy in one image.
 template <int TAPS, int STRIDE, int ROWS>
-__device__ __forceinline__ void depthwise_backward_weight(const float* x, const float* gy, float* partial, const ConvShape& c,
-                                                          int split_items) {
+__device__ __forceinline__ void depthwise_backward_weight(const float* x, const float* gy, float* partial,
+                                                          const ConvShape& c, int split_items) {
     using Map = Reading<TAPS, STRIDE>;
     constexpr int SOURCE_ROWS = Map::sources(ROWS), SOURCE_COLUMNS = Map::sources(QUAD), WARPS = THREADS / WARP_SIZE;
     SHARED(float, warp_sums, [WARPS][TAPS * TAPS]);
@@ -135,15 +140,17 @@ __device__ __forceinline__ void depthwise_backward_weight(const float* x, const 
 #pragma unroll
         for (int p = 0; p < ROWS; ++p) {
             const bool inside = top + p < c.P;
-            load_row<QUAD, 0, 1>(gradient[p], gradients + (inside ? (top + p) * c.Q : 0), left, c.Q, inside, gy_aligned);
+            const float* row = gradients + (inside ? (top + p) * c.Q : 0);
+            load_row<QUAD, 0, 1>(gradient[p], row, left, c.Q, inside, gy_aligned);
         }
 #pragma unroll
         for (int row = 0; row < SOURCE_ROWS; ++row) {
             const int h = Map::first(top) + row;
             const bool inside = h >= 0 && h < c.H;
             float value[SOURCE_COLUMNS];
-            load_row<SOURCE_COLUMNS, Map::PADDING, STRIDE>(value, source + (inside ? h * c.W : 0), Map::first(left), c.W, inside,
-                                                           aligned);
+            const float* pixels = source + (inside ? h * c.W : 0);
+            load_row<SOURCE_COLUMNS, Map::PADDING, STRIDE>(value, pixels, Map::first(left), c.W,
+                                                           inside, aligned);
 #pragma unroll
             for (int p = 0; p < ROWS; ++p) {
                 const int r = Map::tap(p, row);
@@ -180,20 +187,20 @@ struct Back<TAPS, 2> {
     static constexpr int VECTORS = 0;
 };
 
-#define DEPTHWISE(TAPS, STRIDE, ROWS, BLOCKS, WEIGHT_BLOCKS)                                                                          \
-    KERNEL(THREADS, BLOCKS) conv2d_forward_depthwise_k##TAPS##s##STRIDE(const float* x, const float* w, const float* b, \
-                                                                        float* y, ConvShape c, int relu) {             \
-        depthwise<Reading<TAPS, STRIDE>, TAPS, ROWS, STRIDE>({x, w, b, y, static_cast<int64>(c.N) * c.K, c.K, \
-                                                              c.K / c.C, c.H, c.W, c.P, c.Q, 0, relu});                \
+#define DEPTHWISE(TAPS, STRIDE, ROWS, BLOCKS, WEIGHT_BLOCKS)                                                           \
+    KERNEL(THREADS, BLOCKS) conv2d_forward_depthwise_k##TAPS##s##STRIDE(                                               \
+        const float* x, const float* w, const float* b, float* y, ConvShape c, int relu) {                             \
+        depthwise<Reading<TAPS, STRIDE>, TAPS, ROWS, STRIDE>(                                                          \
+            {x, w, b, y, static_cast<int64>(c.N) * c.K, c.K, c.K / c.C, c.H, c.W, c.P, c.Q, 0, relu});                 \
     }                                                                                                                  \
-    KERNEL(THREADS, WEIGHT_BLOCKS) conv2d_backward_weight_depthwise_k##TAPS##s##STRIDE(const float* x, const float* gy,            \
-                                                                           float* partial, ConvShape c, int split_items) { \
+    KERNEL(THREADS, WEIGHT_BLOCKS) conv2d_backward_weight_depthwise_k##TAPS##s##STRIDE(                                \
+        const float* x, const float* gy, float* partial, ConvShape c, int split_items) {                               \
         depthwise_backward_weight<TAPS, STRIDE, 4>(x, gy, partial, c, split_items);                                    \
     }                                                                                                                  \
-    KERNEL(THREADS, BLOCKS) conv2d_backward_input_depthwise_k##TAPS##s##STRIDE(const float* gy, const float* w,        \
-                                                                               float* gx, ConvShape c) {               \
+    KERNEL(THREADS, BLOCKS) conv2d_backward_input_depthwise_k##TAPS##s##STRIDE(                                        \
+        const float* gy, const float* w, float* gx, ConvShape c) {                                                     \
         depthwise<Back<TAPS, STRIDE>::Map, TAPS, ROWS, Back<TAPS, STRIDE>::VECTORS>(                                   \
-            {gy, w, nullptr, gx, static_cast<int64>(c.N) * c.C, c.C, 1, c.P, c.Q, c.H, c.W, STRIDE == 1, 0}); \
+            {gy, w, nullptr, gx, static_cast<int64>(c.N) * c.C, c.C, 1, c.P, c.Q, c.H, c.W, STRIDE == 1, 0});          \
     }
 
 DEPTHWISE(3, 1, 8, 5, 4)

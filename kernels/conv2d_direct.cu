@@ -1,12 +1,14 @@
 // Direct convolution of any shape, x (N,C,H,W), w (K,C/groups,R,S), y (N,K,P,Q), all contiguous:
 //
-// - forward: y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r·dilation − padding, …] · w[k,c,r,s]; with relu max(·, 0)
-// - backward_input: gx[n,c,h,w] = Σ_{k,r,s} gy[n,k,p,q] · w[k,c,r,s] over the p, q that read pixel (h, w) through (r, s)
+// - forward: y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r·dilation − padding, …] · w[k,c,r,s]; with relu
+//   max(·, 0)
+// - backward_input: gx[n,c,h,w] = Σ_{k,r,s} gy[n,k,p,q] · w[k,c,r,s] over the p, q that read pixel (h, w) through
+//   (r, s)
 //
-// Outputs are overwritten; b may be null. Both passes gather. Along one axis, output number u collects from the source's
-// positions u·scale + offset + i·delta through taps first + i·step, i < count. In the forward pass these are all taps. In
-// backward_input the outputs are sorted by their phase, h mod stride: all outputs of a phase are reached by the same taps,
-// so no zero is multiplied, and a phase that no tap reaches is filled with zeros.
+// Outputs are overwritten; b may be null. Both passes gather. Along one axis, output number u collects from the
+// source's positions u·scale + offset + i·delta through taps first + i·step, i < count. In the forward pass these are
+// all taps. In backward_input the outputs are sorted by their phase, h mod stride: all outputs of a phase are reached
+// by the same taps, so no zero is multiplied, and a phase that no tap reaches is filled with zeros.
 //
 // A thread keeps PIXELS × FILTERS sums: each value of the source is used for FILTERS products, each weight for PIXELS.
 // Lanes lie along neighbouring pixels. Sums over TERMS products are added to a total, so that errors stay small.
@@ -38,8 +40,8 @@ __device__ __forceinline__ Axis forward_axis(int outputs, int taps, int stride, 
     return {outputs, stride, -padding, dilation, 0, 1, taps, 0, 1};
 }
 
-// Output h = phase + u·stride is reached by tap r from p = (h + padding − r·dilation) / stride, where that is whole. The
-// taps r are an arithmetic progression of stride / gcd(stride, dilation).
+// Output h = phase + u·stride is reached by tap r from p = (h + padding − r·dilation) / stride, where that is whole.
+// The taps r are an arithmetic progression of stride / gcd(stride, dilation).
 __device__ Axis backward_axis(int size, int phase, int taps, int stride, int padding, int dilation) {
     int divisor = stride;
     for (int rest = dilation; rest > 0;) {
@@ -55,7 +57,8 @@ __device__ Axis backward_axis(int size, int phase, int taps, int stride, int pad
     return {ceil_div(size - phase, stride), 1, offset, -(dilation / divisor), first, step, count, phase, stride};
 }
 
-// weights[term][filter] of terms begin, begin + 1, …, with zeros beyond the last filter. Terms are ordered (tap, channel).
+// weights[term][filter] of terms begin, begin + 1, …, with zeros beyond the last filter. Terms are ordered (tap,
+// channel).
 template <int FILTERS>
 __device__ void load_weights(float* tile, const Gather& g, const float* weights, int filters, int begin, int end) {
     for (int term = begin + threadIdx.x; term < end; term += THREADS) {
@@ -123,7 +126,8 @@ __device__ __forceinline__ void multiply(Thread<PIXELS, FILTERS>& t, const Gathe
             const int row = t.row[k] + i * g.rows.delta, column = t.column[k] + j * g.columns.delta;
             inside[k] = row >= 0 && row < g.source_height && column >= 0 && column < g.source_width;
             const int64 first_channel = (static_cast<int64>(t.image[k]) * g.groups + group) * g.channels + channel;
-            source[k] = g.source + (inside[k] ? first_channel * plane + static_cast<int64>(row) * g.source_width + column : 0);
+            const int64 offset = first_channel * plane + static_cast<int64>(row) * g.source_width + column;
+            source[k] = g.source + (inside[k] ? offset : 0);
         }
 #pragma unroll 2
         for (; term < tap_end; ++term) {
@@ -216,8 +220,8 @@ __device__ __forceinline__ void backward_input(const float* gy, const float* w, 
                                                                        float* y, ConvShape shape, int relu) {          \
         forward<PIXELS, FILTERS>(x, w, b, y, shape, relu);                                                             \
     }                                                                                                                  \
-    KERNEL(THREADS, BLOCKS) conv2d_backward_input_direct_##PIXELS##x##FILTERS(const float* gy, const float* w, float* gx, \
-                                                                              ConvShape shape, int pixel_tiles) {      \
+    KERNEL(THREADS, BLOCKS) conv2d_backward_input_direct_##PIXELS##x##FILTERS(                                         \
+        const float* gy, const float* w, float* gx, ConvShape shape, int pixel_tiles) {                                \
         backward_input<PIXELS, FILTERS>(gy, w, gx, shape, pixel_tiles);                                                \
     }
 

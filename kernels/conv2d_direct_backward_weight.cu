@@ -1,8 +1,9 @@
-// gw (K,C/groups,R,S) = Σ_{n,p,q} gy[n,k,p,q] · x[n, c, p·stride + r·dilation − padding, …] of any shape, in two stages.
+// gw (K,C/groups,R,S) = Σ_{n,p,q} gy[n,k,p,q] · x[n, c, p·stride + r·dilation − padding, …] of any shape, in two
+// stages.
 //
-// Each block multiplies gy (FILTERS rows) by patches of x (TERMS rows, a row a (c,r,s) of one group) over a range of pixels
-// (n,p,q), and writes its sums to partial [split][K·C/groups·R·S]. The second kernel adds the splits in their order. Both
-// overwrite. Nothing depends on the order in which blocks run.
+// Each block multiplies gy (FILTERS rows) by patches of x (TERMS rows, a row a (c,r,s) of one group) over a range of
+// pixels (n,p,q), and writes its sums to partial [split][K·C/groups·R·S]. The second kernel adds the splits in their
+// order. Both overwrite. Nothing depends on the order in which blocks run.
 //
 // A thread has 8 × 8 sums. FILTERS/8 · TERMS/8 threads cover the tile, and the other threads of the block take other
 // pixels of the same chunk ("ways"); after FLUSH pixels the ways are added in order to a total, so chains stay short.
@@ -23,7 +24,8 @@ struct Tile {
     static_assert(FLUSH % PIXELS == 0, "whole chunks");
 };
 
-// Where a row of patches lies, relative to the pixel of x at (p·stride − padding, q·stride − padding) of the first channel.
+// Where a row of patches lies, relative to the pixel of x at (p·stride − padding, q·stride − padding) of the first
+// channel.
 struct Terms {
     int *offset, *row, *column;
 };
@@ -51,15 +53,16 @@ __device__ __forceinline__ Pixel pixel_of(int64 number, const ConvShape& c) {
 
 // Copies the chunk's pixels (one of each 32 a lane) of all rows to a stage: gy's rows, then those of patches.
 template <class T, int FILTERS, int TERMS, int PIXELS>
-__device__ __forceinline__ void load_chunk(float* stage, const float* x, const float* gy, const ConvShape& c, const Terms& terms,
-                                           int group, int first_filter, int64 begin, int64 end) {
+__device__ __forceinline__ void load_chunk(float* stage, const float* x, const float* gy, const ConvShape& c,
+                                           const Terms& terms, int group, int first_filter, int64 begin, int64 end) {
     const int warp = threadIdx.x / WARP_SIZE, filters = c.K / c.groups, channels = c.C / c.groups;
 #pragma unroll 1
     for (int lane = threadIdx.x % WARP_SIZE; lane < PIXELS; lane += WARP_SIZE) {
         const bool exists = begin + lane < end;
         const Pixel at = pixel_of(exists ? begin + lane : begin, c);
         const int64 area = static_cast<int64>(c.P) * c.Q;
-        const float* gradient = gy + (static_cast<int64>(at.n) * c.K + group * filters + first_filter) * area + at.p * c.Q + at.q;
+        const int64 filter = static_cast<int64>(at.n) * c.K + group * filters + first_filter;
+        const float* gradient = gy + filter * area + at.p * c.Q + at.q;
 #pragma unroll 4
         for (int row = warp; row < FILTERS; row += THREADS / WARP_SIZE) {
             const bool valid = exists && first_filter + row < filters;
@@ -77,7 +80,8 @@ __device__ __forceinline__ void load_chunk(float* stage, const float* x, const f
     }
 }
 
-// Adds the products of this way's pixels of the chunk. Thread (row, column) has filters row + i·ROWS, terms column + j·COLUMNS.
+// Adds the products of this way's pixels of the chunk. Thread (row, column) has filters row + i·ROWS, terms column +
+// j·COLUMNS.
 template <class T, int FILTERS, int PIXELS>
 __device__ __forceinline__ void multiply(float (&sum)[8][8], const float* stage, int row, int column, int way) {
     const float* a = stage + row * T::PITCH;
@@ -101,9 +105,11 @@ __device__ __forceinline__ void multiply(float (&sum)[8][8], const float* stage,
     }
 }
 
-// Adds the ways' sums, in their order, to the totals; thread t has totals t, t + THREADS, … of the tile [filter][term].
+// Adds the ways' sums, in their order, to the totals; thread t has totals t, t + THREADS, … of the tile
+// [filter][term].
 template <class T, int TERMS>
-__device__ __forceinline__ void flush(float (&total)[T::TOTALS], float (&sum)[8][8], float* tile, int row, int column, int way) {
+__device__ __forceinline__ void flush(float (&total)[T::TOTALS], float (&sum)[8][8], float* tile, int row, int column,
+                                      int way) {
 #pragma unroll 1
     for (int turn = 0; turn < T::WAYS; ++turn) {
         if (turn == way) {
@@ -123,7 +129,8 @@ __device__ __forceinline__ void flush(float (&total)[T::TOTALS], float (&sum)[8]
     __syncthreads();
 }
 
-// Tiles are numbered with the terms' fastest, then the filters', then the splits: blocks that run together share pixels.
+// Tiles are numbered with the terms' fastest, then the filters', then the splits: blocks that run together share
+// pixels.
 template <int FILTERS, int TERMS, int PIXELS>
 __device__ __forceinline__ void backward_weight(const float* x, const float* gy, float* partial, const ConvShape& c,
                                                 int64 split_pixels) {
@@ -169,10 +176,10 @@ __device__ __forceinline__ void backward_weight(const float* x, const float* gy,
     }
 }
 
-#define BACKWARD_WEIGHT(FILTERS, TERMS, PIXELS)                                                                          \
-    KERNEL(THREADS, 3) conv2d_backward_weight_direct_##FILTERS##x##TERMS(const float* x, const float* gy, float* partial, \
-                                                                         ConvShape shape, int64 split_pixels) {          \
-        backward_weight<FILTERS, TERMS, PIXELS>(x, gy, partial, shape, split_pixels);                                    \
+#define BACKWARD_WEIGHT(FILTERS, TERMS, PIXELS)                                                                        \
+    KERNEL(THREADS, 3) conv2d_backward_weight_direct_##FILTERS##x##TERMS(                                              \
+        const float* x, const float* gy, float* partial, ConvShape shape, int64 split_pixels) {                        \
+        backward_weight<FILTERS, TERMS, PIXELS>(x, gy, partial, shape, split_pixels);                                  \
     }
 
 BACKWARD_WEIGHT(64, 32, 32)

@@ -1,11 +1,11 @@
 // Forward pass of a first layer: few channels, whole images. x (N,C,H,W), w (K,C,R,S), y (N,K,P,Q), all contiguous;
-// y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r − padding, …] · w[k,c,r,s], with relu max(·, 0); overwritten. b may be
-// null. One group, no dilation.
+// y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r − padding, …] · w[k,c,r,s], with relu max(·, 0); overwritten. b
+// may be null. One group, no dilation.
 //
-// A block computes 4 rows × 64 pixels of 64 filters. It copies rows of x with their halo and the filters' weights to shared
-// memory, `channels` at a time, and needs channels · (rows · PITCH + R·S · WEIGHT_PITCH) floats for them, where rows =
-// 3·stride_h + R. A thread has 8 pixels along a row × 8 filters: for each (c,r) it reads a window of 7·STRIDE + S pixels
-// once and then 8 weights a tap, for 64 products each.
+// A block computes 4 rows × 64 pixels of 64 filters. It copies rows of x with their halo and the filters' weights to
+// shared memory, `channels` at a time, and needs channels · (rows · PITCH + R·S · WEIGHT_PITCH) floats for them,
+// where rows = 3·stride_h + R. A thread has 8 pixels along a row × 8 filters: for each (c,r) it reads a window of
+// 7·STRIDE + S pixels once and then 8 weights a tap, for 64 products each.
 #include "conv2d.cuh"
 #include "ptx.cuh"
 
@@ -22,8 +22,8 @@ struct Rows {
     static constexpr int WINDOW = ceil_div(7 * STRIDE + S, 4);  // float4s
     static_assert(STRIDE == 1 || STRIDE == 2 || STRIDE == 4, "the gaps below are for powers of two");
 
-    // Lanes read float4s that lie 2·STRIDE apart. A gap of one after each 2·STRIDE puts those of 8 lanes in different banks,
-    // and keeps their distances.
+    // Lanes read float4s that lie 2·STRIDE apart. A gap of one after each 2·STRIDE puts those of 8 lanes in different
+    // banks, and keeps their distances.
     static __host__ __device__ constexpr int place(int quad) { return quad + quad / (2 * STRIDE); }
     static constexpr int PITCH = 4 * (QUADS + (QUADS - 1) / (2 * STRIDE));
 };
@@ -40,8 +40,8 @@ __device__ __forceinline__ Block block_of(int64 number, const ConvShape& c) {
     number /= filter_tiles;
     const int column = static_cast<int>(number % column_tiles);
     number /= column_tiles;
-    return {static_cast<int>(number / row_tiles), static_cast<int>(number % row_tiles) * TILE_ROWS, column * TILE_PIXELS,
-            filter * TILE_FILTERS};
+    const int row = static_cast<int>(number % row_tiles);
+    return {static_cast<int>(number / row_tiles), row * TILE_ROWS, column * TILE_PIXELS, filter * TILE_FILTERS};
 }
 
 // Rows of channels first … first + channels − 1, a warp a row; zeros outside of the image.
@@ -65,8 +65,8 @@ __device__ __forceinline__ void load_rows(float* rows, const float* x, const Con
 }
 
 // weights[tap][filter], where a tap is a (c,r,s); warp i has filters 8·i … 8·i + 7, and zeros beyond the last.
-__device__ __forceinline__ void load_weights(float* weights, const float* w, const ConvShape& c, const Block& at, int first,
-                                             int channels) {
+__device__ __forceinline__ void load_weights(float* weights, const float* w, const ConvShape& c, const Block& at,
+                                             int first, int channels) {
     const int lane = threadIdx.x % WARP_SIZE, filter = threadIdx.x / WARP_SIZE * 8 + lane % 8, taps = c.R * c.S;
     const bool valid = at.filter + filter < c.K;
     const float* source = w + (valid ? (static_cast<int64>(at.filter + filter) * c.C + first) * taps : 0);
@@ -122,8 +122,8 @@ __device__ __forceinline__ void store(const float (&sum)[8][8], const float* b, 
 }
 
 template <int S, int STRIDE>
-__device__ __forceinline__ void first_layer(const float* x, const float* w, const float* b, float* y, const ConvShape& c,
-                                            int channels, int relu) {
+__device__ __forceinline__ void first_layer(const float* x, const float* w, const float* b, float* y,
+                                            const ConvShape& c, int channels, int relu) {
     using T = Rows<S, STRIDE>;
     DYNAMIC_SHARED(float, rows);
     const int height = (TILE_ROWS - 1) * c.stride_h + c.R;

@@ -3,8 +3,8 @@
 Three ways, chosen by integers alone:
 
 - "depthwise": one channel a filter, 3×3, 5×5 or 7×7 with "same" padding; limited by memory, which it reads once
-- "first_layer": up to 4 channels, so that a matrix product would be too short; only the forward pass has a kernel of its
-  own, and backward_weight's tiles hold enough filters that gy is read once for each 32 rows of patches
+- "first_layer": up to 4 channels, so that a matrix product would be too short; only the forward pass has a kernel of
+  its own: backward_weight's general tiles hold 64 filters, so gy is read once for every 32 rows (c,r,s) of patches
 - "general": everything else
 """
 
@@ -28,11 +28,11 @@ SHARED_BYTES = 48 << 10
 
 
 class Split(NamedTuple):
-    """A backward_weight's first stage: `blocks` tiles of weights, each for every one of `count` ranges of `size` items."""
+    """The first stage of backward_weight: `blocks` tiles of weights for each of `ranges` of `size` items."""
 
     kernel: str
     blocks: int
-    count: int
+    ranges: int
     size: int
 
 
@@ -140,10 +140,10 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape) -> None:
     """gw (K,C/groups,R,S), overwritten: partial sums of ranges of pixels, then their sum in order."""
     x, gy = devices.contiguous(x), devices.contiguous(gy)
     split = backward_weight_split(shape)
-    partial = gw if split.count == 1 else devices.empty((split.count, *shape.weight), np.float32, x)
-    launch(split.kernel, split.blocks * split.count, x, gy, partial, shape.flat, split.size)
-    if split.count != 1:
-        launch("conv2d_direct_add_splits", grid_for(gw.size), partial, gw, gw.size, split.count)
+    partial = gw if split.ranges == 1 else devices.empty((split.ranges, *shape.weight), np.float32, x)
+    launch(split.kernel, split.blocks * split.ranges, x, gy, partial, shape.flat, split.size)
+    if split.ranges != 1:
+        launch("conv2d_direct_add_splits", grid_for(gw.size), partial, gw, gw.size, split.ranges)
 
 
 def no_workspace(shape: ConvShape, dtype: np.dtype) -> int:
@@ -153,8 +153,8 @@ def no_workspace(shape: ConvShape, dtype: np.dtype) -> int:
 
 def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
     """Bytes of the partial sums."""
-    count = backward_weight_split(shape).count
-    return 4 * count * int(np.prod(shape.weight)) if count > 1 else 0
+    ranges = backward_weight_split(shape).ranges
+    return 4 * ranges * int(np.prod(shape.weight)) if ranges > 1 else 0
 
 
 def backward_weight_split(shape: ConvShape) -> Split:
@@ -177,7 +177,7 @@ def _cut(kernel: str, blocks: int, items: int, unit: int, most: int | None = Non
 
 
 def first_layer_stage(shape: ConvShape) -> tuple[int, int]:
-    """(channels in shared memory at a time, bytes): all where they fit, so that there is one wait; else at least one."""
+    """(channels in shared memory at a time, bytes): all if they fit, so that there is one wait; at least one."""
     stride, quads = shape.stride[1], -(-(63 * shape.stride[1] + shape.S) // 4)
     pitch = 4 * (quads + (quads - 1) // (2 * stride))
     channel = 4 * ((3 * shape.stride[0] + shape.R) * pitch + shape.R * shape.S * 72)
