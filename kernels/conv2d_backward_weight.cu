@@ -9,73 +9,72 @@
 // pixels in steps of 8 by additions with carries, without dividing.
 #include "conv2d_gemm.cuh"
 
-struct PixelWalk {
-    int n, p, q;
-    int step_n, step_p, step_q;
+// Of a column (c,r,s), relative to the pixel at the window's corner: rows down, columns to the right, and floats.
+struct Column {
+    int down, right, offset, unused;
+};
 
-    __device__ __forceinline__ PixelWalk(int pixel, int step, const ConvShape& shape, const ConvProduct& product) {
+// Copies gy [pixel][filter], zeros past the last filter, and x [pixel][column]; columns past the last repeat it.
+// Offsets inside an image are counted in 32 bits.
+template <class Tile>
+struct WindowLoader {
+    const float *x, *gy;
+    const ConvShape& shape;
+    const ImageStrides &x_strides, &gy_strides;
+    const ConvProduct& product;
+    const Column* columns;          // of the tile, in shared memory
+    int filter, passes;             // offset of the thread's first filter in an image of gy; how many of its filters exist
+    int n, p, q;                    // the thread's pixel
+    const float *gradient, *image;  // of image n
+
+    __device__ __forceinline__ void start(int pixel) {
         int rest;
         n = divide(pixel, product.by_image, rest);
         p = divide(rest, product.by_row, q);
-        step_n = divide(step, product.by_image, rest);
-        step_p = divide(rest, product.by_row, step_q);
+        enter_image();
     }
-    __device__ __forceinline__ void advance(const ConvShape& shape) {
-        q += step_q;
+    __device__ __forceinline__ void enter_image() {
+        gradient = gy + n * gy_strides.image;
+        image = x + n * x_strides.image;
+    }
+    __device__ __forceinline__ void advance() {
+        q += product.step[2];
         const bool next_row = q >= shape.Q;
         if (next_row) q -= shape.Q;
-        p += step_p + next_row;
+        p += product.step[1] + next_row;
         const bool next_image = p >= shape.P;
         if (next_image) p -= shape.P;
-        n += step_n + next_image;
+        const int images = product.step[0] + next_image;
+        n += images;
+        if (images) enter_image();
     }
-};
 
-// gy [pixel][filter]; filters past the last are zeros.
-template <class Tile>
-struct GradientLoader {
-    const float* gy;  // of the thread's first row
-    const ConvShape& shape;
-    const ImageStrides& strides;
-    PixelWalk walk;
-    int passes;
-
-    __device__ __forceinline__ void copy(float* tile, int left) {
+    __device__ __forceinline__ void operator()(float* left, float* right, int remaining) {
         const int term = threadIdx.x % Tile::LANES, row = threadIdx.x / Tile::LANES;
-        const float* pixel = gy + walk.n * strides.image +
-                             (walk.p * static_cast<int>(strides.row) + walk.q * static_cast<int>(strides.column));
-        const int exist = term < left ? passes : 0, stride = Tile::ROWS * static_cast<int>(strides.channel);
-        float* target = tile + term * (Tile::TILE_M + PAD) + row;
+        const int h = p * shape.stride_h - shape.padding_h, w = q * shape.stride_w - shape.padding_w;
+        const int corner = h * static_cast<int>(x_strides.row) + w * static_cast<int>(x_strides.column);
+        const unsigned height = term < remaining ? shape.H : 0;
+        int offsets[Tile::PASSES_N];
+        bool inside[Tile::PASSES_N];
 #pragma unroll
-        for (int pass = 0; pass < Tile::PASSES_M; ++pass)
-            copy_async4(target + pass * Tile::ROWS, pixel + pass * stride, pass < exist);
-        walk.advance(shape);
-    }
-};
-
-// x [pixel][column]; columns past the last repeat it.
-template <class Tile>
-struct WindowLoader {
-    const float* x;
-    const ConvShape& shape;
-    const ImageStrides& strides;
-    PixelWalk walk;
-    int columns[Tile::PASSES_N], rights[Tile::PASSES_N], downs[Tile::PASSES_N];
-
-    __device__ __forceinline__ void copy(float* tile, int left) {
-        const int term = threadIdx.x % Tile::LANES, row = threadIdx.x / Tile::LANES;
-        const float* image = x + walk.n * strides.image;
-        const int h = walk.p * shape.stride_h - shape.padding_h, w = walk.q * shape.stride_w - shape.padding_w;
-        const int corner = h * static_cast<int>(strides.row) + w * static_cast<int>(strides.column);
-        const unsigned height = term < left ? shape.H : 0;
-        float* target = tile + term * (Tile::TILE_N + PAD) + row;
-#pragma unroll
-        for (int pass = 0; pass < Tile::PASSES_N; ++pass) {
-            const bool inside = static_cast<unsigned>(h + downs[pass]) < height &&
-                                static_cast<unsigned>(w + rights[pass]) < static_cast<unsigned>(shape.W);
-            copy_async4(target + pass * Tile::ROWS, image + (corner + columns[pass]), inside);
+        for (int pass = 0; pass < Tile::PASSES_N; ++pass) {  // read before any copy, which reads may not overtake
+            const Column column = columns[row + pass * Tile::ROWS];
+            offsets[pass] = corner + column.offset;
+            inside[pass] = static_cast<unsigned>(h + column.down) < height &&
+                           static_cast<unsigned>(w + column.right) < static_cast<unsigned>(shape.W);
         }
-        walk.advance(shape);
+        right += term * (Tile::TILE_N + PAD) + row;
+#pragma unroll
+        for (int pass = 0; pass < Tile::PASSES_N; ++pass)
+            copy_async4(right + pass * Tile::ROWS, image + offsets[pass], inside[pass]);
+
+        left += term * (Tile::TILE_M + PAD) + row;
+        const int exist = term < remaining ? passes : 0;
+        int index = filter + p * static_cast<int>(gy_strides.row) + q * static_cast<int>(gy_strides.column);
+#pragma unroll
+        for (int pass = 0; pass < Tile::PASSES_M; ++pass, index += Tile::ROWS * static_cast<int>(gy_strides.channel))
+            copy_async4(left + pass * Tile::ROWS, gradient + index, pass < exist);
+        advance();
     }
 };
 
@@ -89,25 +88,24 @@ __device__ __forceinline__ void backward_weight(const float* x, const float* gy,
     const int first_row = blockIdx.x % tiles_m * Tile::TILE_M, first_column = blockIdx.x / tiles_m * Tile::TILE_N;
     const int begin = split * product.split_terms;
     const int terms = min(product.split_terms, shape.N * static_cast<int>(product.by_image[0]) - begin);
-    const int row = threadIdx.x / Tile::LANES;
 
-    const PixelWalk walk(begin + threadIdx.x % Tile::LANES, Tile::TERMS, shape, product);
-    const int filter = first_row + row;
-    GradientLoader<Tile> left{gy + (group * filters + filter) * gy_strides.channel, shape, gy_strides, walk,
-                              ceil_div(filters - filter, Tile::ROWS)};
-
-    WindowLoader<Tile> right{x + group * channels * x_strides.channel, shape, x_strides, walk, {}, {}, {}};
-#pragma unroll
-    for (int pass = 0; pass < Tile::PASSES_N; ++pass) {
-        const int column = min(first_column + row + pass * Tile::ROWS, width - 1), tap = column / shape.S;
-        right.rights[pass] = column % shape.S * shape.dilation_w;
-        right.downs[pass] = tap % shape.R * shape.dilation_h;
-        right.columns[pass] = tap / shape.R * static_cast<int>(x_strides.channel) +
-                              right.downs[pass] * static_cast<int>(x_strides.row) +
-                              right.rights[pass] * static_cast<int>(x_strides.column);
+    SHARED(Column, columns, [Tile::TILE_N]);
+    if (threadIdx.x < Tile::TILE_N) {
+        const int column = min(first_column + static_cast<int>(threadIdx.x), width - 1), tap = column / shape.S;
+        const int down = tap % shape.R * shape.dilation_h, right = column % shape.S * shape.dilation_w;
+        const int channel = group * channels + tap / shape.R;
+        const int64 offset = channel * x_strides.channel + down * x_strides.row + right * x_strides.column;
+        columns[threadIdx.x] = {down, right, static_cast<int>(offset), 0};
     }
+    __syncthreads();
 
-    sum_products<Tile>(left, right, terms, [&](auto& sums, bool add, bool last) {
+    const int filter = first_row + threadIdx.x / Tile::LANES;
+    WindowLoader<Tile> load{x, gy, shape, x_strides, gy_strides, product, columns,
+                            (group * filters + filter) * static_cast<int>(gy_strides.channel),
+                            ceil_div(filters - filter, Tile::ROWS)};
+    load.start(begin + threadIdx.x % Tile::LANES);
+
+    sum_products<Tile>(load, terms, [&](auto& sums, bool add, bool last) {
         // Computed anew for each chunk, so that nothing of it takes registers in the main loop.
         const int tile = opaque(blockIdx.x), split = opaque(blockIdx.y), group = opaque(blockIdx.z);
         const int tiles_m = ceil_div(filters, Tile::TILE_M), first = tile / tiles_m * Tile::TILE_N;

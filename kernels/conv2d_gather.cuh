@@ -81,56 +81,51 @@ __device__ __forceinline__ unsigned inside_bits(const Axis& axis, int u, int ext
     return bits;
 }
 
-// Where the terms go on: a channel and a tap, which advance by TERMS a step.
-struct Terms {
-    int tap, taps, tap_step, channel_step;
-    __device__ __forceinline__ int advance() {  // the number of channels passed
-        tap += tap_step;
-        const bool wraps = tap >= taps;
-        if (wraps) tap -= taps;
-        return channel_step + wraps;
-    }
-};
-
-// Weights [term][filter]; filters past the last are zeros.
+// Copies weights [term][filter], zeros past the last filter, and source values [term][pixel], zeros outside the image.
+// Weights and the tap table are counted in 32 bits; so are the steps from channel to channel in the source.
 template <class Tile>
-struct WeightLoader {
-    const float* weights;  // of the thread's first row, in the current channel
-    const int* table;
-    Terms terms;
-    int passes, pass_stride, channel_stride;
+struct GatherLoader {
+    static constexpr int PIXEL_TERMS = Tile::THREADS / Tile::TILE_N, PIXEL_PASSES = Tile::TERMS / PIXEL_TERMS;
+    TapTable table;
+    int tap, taps, tap_step, channel_step;  // of the terms; a step goes on by so many taps and channels
+    const float* weights;
+    int weight, filter_stride, weight_channel;  // of the thread's first filter in the current channel
+    int passes;                                 // how many of the thread's filters exist
+    const float* source;                        // at the pixel's first position in the current channel, even if outside
+    int source_channel;
+    unsigned mask;  // empty for pixels past the last
 
-    __device__ __forceinline__ void copy(float* tile, int left) {
+    __device__ __forceinline__ void operator()(float* left, float* right, int remaining) {
         const int term = threadIdx.x % Tile::LANES, row = threadIdx.x / Tile::LANES;
-        const int exist = term < left ? passes : 0;
-        const float* from = weights + table[terms.tap + term];
-        float* target = tile + term * (Tile::TILE_M + PAD) + row;
+        const int first = threadIdx.x / Tile::TILE_N, pixel = threadIdx.x % Tile::TILE_N;
+        int index = weight + table.weights[tap + term];
+        int2 places[PIXEL_PASSES];  // read first: a read after a copy begins waits for nothing, but costs instructions
 #pragma unroll
-        for (int pass = 0; pass < Tile::PASSES_M; ++pass)
-            copy_async4(target + pass * Tile::ROWS, from + pass * pass_stride, pass < exist);
-        weights += terms.advance() * channel_stride;
-    }
-};
+        for (int pass = 0; pass < PIXEL_PASSES; ++pass) places[pass] = table.places[tap + first + pass * PIXEL_TERMS];
 
-// Source values [term][pixel]; pixels past the last have an empty mask.
-template <class Tile>
-struct PixelLoader {
-    const float* source;  // at the pixel's first position, in the current channel; it may lie outside the image
-    const int2* table;
-    Terms terms;
-    unsigned mask;
-    int64 channel_stride;
-
-    __device__ __forceinline__ void copy(float* tile, int left) {
-        const int term = threadIdx.x / Tile::TILE_N, pixel = threadIdx.x % Tile::TILE_N;
-        float* target = tile + term * (Tile::TILE_N + PAD) + pixel;
+        left += term * (Tile::TILE_M + PAD) + row;
+        const int exist = term < remaining ? passes : 0;
 #pragma unroll
-        for (int k = 0; k < Tile::TERMS; k += Tile::THREADS / Tile::TILE_N) {
-            const int2 place = table[terms.tap + term + k];
-            const bool inside = (mask & place.y) == place.y && term + k < left;
-            copy_async4(target + k * (Tile::TILE_N + PAD), source + place.x, inside);
+        for (int pass = 0; pass < Tile::PASSES_M; ++pass, index += Tile::ROWS * filter_stride)
+            copy_async4(left + pass * Tile::ROWS, weights + index, pass < exist);
+        right += first * (Tile::TILE_N + PAD) + pixel;
+#pragma unroll
+        for (int pass = 0; pass < PIXEL_PASSES; ++pass) {
+            const bool inside = (mask & places[pass].y) == places[pass].y && first + pass * PIXEL_TERMS < remaining;
+            copy_async4(right + pass * PIXEL_TERMS * (Tile::TILE_N + PAD), source + places[pass].x, inside);
         }
-        source += terms.advance() * channel_stride;
+        advance();
+    }
+
+    __device__ __forceinline__ void advance() {
+        int channels = channel_step;
+        tap += tap_step;
+        if (tap >= taps) {
+            tap -= taps;
+            ++channels;
+        }
+        weight += channels * weight_channel;
+        source += channels * source_channel;
     }
 };
 
@@ -149,13 +144,8 @@ __device__ __forceinline__ void convolve(const float* x, const float* w, const f
     const int taps = g.rows.count * g.columns.count, begin = split * product.split_terms;
     const int total = g.channels * taps, terms = min(product.split_terms, total - begin);
     const int channel = taps ? begin / taps : 0;
-    const Terms start{begin - channel * taps, taps, taps ? Tile::TERMS % taps : 0, taps ? Tile::TERMS / taps : 0};
-
     const int filter = first_row + threadIdx.x / Tile::LANES;
-    const int64 weight = static_cast<int64>(group) * (BACKWARD ? g.channels * g.channel_stride : g.filters * g.filter_stride) +
-                         channel * g.channel_stride + filter * static_cast<int64>(g.filter_stride);
-    WeightLoader<Tile> left{w + weight, tap_weights, start, ceil_div(g.filters - filter, Tile::ROWS),
-                            Tile::ROWS * g.filter_stride, g.channel_stride};
+    const int group_weights = group * (BACKWARD ? g.channels * g.channel_stride : g.filters * g.filter_stride);
 
     const int pixel = first_pixel + threadIdx.x % Tile::TILE_N;
     int rest, v;
@@ -163,9 +153,13 @@ __device__ __forceinline__ void convolve(const float* x, const float* w, const f
     const unsigned mask = inside_bits(g.rows, u, g.height) | inside_bits(g.columns, v, g.width) << g.rows.count;
     const int64 at = n * strides.image + static_cast<int64>(group * g.channels + channel) * strides.channel +
                      (u * g.rows.scale + g.rows.offset) * strides.row + (v * g.columns.scale + g.columns.offset) * strides.column;
-    PixelLoader<Tile> right{x + at, places, start, n < shape.N ? mask : 0, strides.channel};
+    GatherLoader<Tile> load{{places, tap_weights},
+                            begin - channel * taps, taps, taps ? Tile::TERMS % taps : 0, taps ? Tile::TERMS / taps : 0,
+                            w, group_weights + channel * g.channel_stride + filter * g.filter_stride, g.filter_stride,
+                            g.channel_stride, ceil_div(g.filters - filter, Tile::ROWS),
+                            x + at, static_cast<int>(strides.channel), n < shape.N ? mask : 0};
 
-    sum_products<Tile>(left, right, terms, [&](auto& sums, bool add, bool last) {
+    sum_products<Tile>(load, terms, [&](auto& sums, bool add, bool last) {
         // Computed anew for each chunk, so that nothing of it takes registers in the main loop.
         const int tile = opaque(blockIdx.x), part = opaque(blockIdx.y), group = opaque(blockIdx.z);
         const Gather g = make_gather<BACKWARD>(shape, part / product.splits);

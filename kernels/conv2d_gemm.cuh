@@ -26,11 +26,13 @@ struct ConvProduct {
     int64 split_stride;                  // floats from one split's plane to the next
     int splits, split_terms, relu;
     unsigned by_image[3], by_row[3];     // divisors: pixels of an image, pixels of a row
+    int step[3];                         // images, rows and columns that TERMS pixels go on by, for backward_weight
 };
 
-// Loaders have copy(tile, left): the next step, of which `left` terms exist. store(sums, add, last) takes each chunk.
-template <class Tile, class Left, class Right, class Store>
-__device__ __forceinline__ void sum_products(Left& left, Right& right, int terms, const Store& store) {
+// load(left_tile, right_tile, remaining) copies the next step, of which `remaining` terms exist; store(sums, add, last) takes
+// each chunk.
+template <class Tile, class Load, class Store>
+__device__ __forceinline__ void sum_products(Load& load, int terms, const Store& store) {
     constexpr int TERMS = Tile::TERMS;
     SHARED(float, left_tiles, [2][TERMS * (Tile::TILE_M + PAD)]);
     SHARED(float, right_tiles, [2][TERMS * (Tile::TILE_N + PAD)]);
@@ -40,16 +42,14 @@ __device__ __forceinline__ void sum_products(Left& left, Right& right, int terms
         float sums[4 * Tile::GROUPS_M][4 * Tile::GROUPS_N] = {};
         const int chunk = min(CHUNK, terms - done);
         if (chunk > 0) {
-            left.copy(left_tiles[0], chunk);
-            right.copy(right_tiles[0], chunk);
+            load(left_tiles[0], right_tiles[0], chunk);
             copy_async_commit();
         }
         for (int k = 0, stage = 0; k < chunk; k += TERMS, stage ^= 1) {
             copy_async_wait<0>();
             __syncthreads();  // this stage has arrived, and the other is no longer read
             if (k + TERMS < chunk) {
-                left.copy(left_tiles[stage ^ 1], chunk - k - TERMS);
-                right.copy(right_tiles[stage ^ 1], chunk - k - TERMS);
+                load(left_tiles[stage ^ 1], right_tiles[stage ^ 1], chunk - k - TERMS);
                 copy_async_commit();
             }
             multiply_tiles<TERMS, Tile::TILE_M, Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpucnn import device as devices
 from gpucnn.ops.conv import (
     check_operands,
     conv2d_backward_bias,
@@ -90,33 +91,34 @@ def conv3d_forward(x: Any, weight: Any, bias: Any, shape: Conv3dShape, algorithm
     """
     check_operands("conv3d", x, weight, bias, shape.plane.K)
     source = np.swapaxes(x, 1, 2)
-    y = np.zeros((shape.plane.N, shape.output_depth, *shape.plane.y[1:]), x.dtype)
-    if bias is not None:
-        y += bias[:, None, None]
+    y = devices.empty((shape.plane.N, shape.output_depth, *shape.plane.y[1:]), x.dtype, x)
+    y[...] = 0 if bias is None else bias[:, None, None]
     for t, outputs, inputs, frames in shape.taps():
         part = conv2d_forward(_joined(source[:, inputs], frames.x), weight[:, :, t], None, frames, algorithm)
         target = y[:, outputs]
         target += part.reshape(target.shape)
-    return np.ascontiguousarray(np.swapaxes(y, 1, 2))
+    return devices.contiguous(np.swapaxes(y, 1, 2))
 
 
 def conv3d_backward_input(gy: Any, weight: Any, shape: Conv3dShape, algorithm: str = "auto") -> np.ndarray:
     """gx (N,C,D,H,W), the gradient of x, from gy (N,K,·,P,Q) and weight; raises as conv2d_forward."""
     require_float("conv3d_backward_input", gy=gy, weight=weight)
     source = np.swapaxes(gy, 1, 2)
-    gx = np.zeros((shape.plane.N, shape.depth, *shape.plane.x[1:]), gy.dtype)
+    gx = devices.empty((shape.plane.N, shape.depth, *shape.plane.x[1:]), gy.dtype, gy)
+    gx[...] = 0
     for t, outputs, inputs, frames in shape.taps():
         part = conv2d_backward_input(_joined(source[:, outputs], frames.y), weight[:, :, t], frames, algorithm)
         target = gx[:, inputs]
         target += part.reshape(target.shape)
-    return np.ascontiguousarray(np.swapaxes(gx, 1, 2))
+    return devices.contiguous(np.swapaxes(gx, 1, 2))
 
 
 def conv3d_backward_weight(x: Any, gy: Any, shape: Conv3dShape, algorithm: str = "auto") -> np.ndarray:
     """gw (K,C/groups,T,R,S), the gradient of weight, from x and gy (N,K,·,P,Q); raises as conv2d_forward."""
     require_float("conv3d_backward_weight", x=x, gy=gy)
     x_frames, gy_frames = np.swapaxes(x, 1, 2), np.swapaxes(gy, 1, 2)
-    gw = np.zeros(shape.weight, gy.dtype)
+    gw = devices.empty(shape.weight, gy.dtype, gy)
+    gw[...] = 0
     for t, outputs, inputs, frames in shape.taps():
         x_part, gy_part = _joined(x_frames[:, inputs], frames.x), _joined(gy_frames[:, outputs], frames.y)
         gw[:, :, t] = conv2d_backward_weight(x_part, gy_part, frames, algorithm)
@@ -130,4 +132,4 @@ def conv3d_backward_bias(gy: Any) -> np.ndarray:
 
 def _joined(frames: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Frames (N, depths, …) as images (N·depths, …)."""
-    return np.ascontiguousarray(frames).reshape(shape)
+    return devices.contiguous(frames).reshape(shape)

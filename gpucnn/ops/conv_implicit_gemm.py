@@ -142,7 +142,8 @@ def _grid(product: Product, tile: Tile, splits: int) -> tuple[int, int, int]:
 
 def _work(size: int, splits: int, terms: int, relu: bool, image: int, row: int) -> tuple[Any, ...]:
     """The struct ConvProduct of kernels/conv2d_gemm.cuh."""
-    return size, splits, terms, int(relu), divisor(image), divisor(row)
+    step = STEP // image, STEP % image // row, STEP % row
+    return size, splits, terms, int(relu), divisor(image), divisor(row), step
 
 
 def _check_size(operation: str, shape: ConvShape) -> None:
