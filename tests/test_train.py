@@ -60,7 +60,7 @@ def trainer(splits: Splits, **settings: Any) -> train.Trainer:
         ("augment", 1, "augment is 1; it must be True or False"),
         ("optimizer", "lion", "optimizer 'lion' is unknown; use one of sgd, adam, adamw"),
         ("schedule", "exp", "schedule 'exp' is unknown; use one of cosine, step, constant, plateau"),
-        ("device", "cuda", "device 'cuda': CUDA kernels are not part of this release"),
+        ("device", "cuda", "device 'cuda': CuPy is not installed"),
         ("device", "tpu", "device 'tpu' is unknown"),
         ("early_stop", 2, "early_stop is 2, which follows the validation part, but there is none"),
         ("schedule", "plateau", "schedule is 'plateau', which follows the validation part, but there is none"),
