@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.hpp)
 
-.PHONY: help demo test lint bench-cpu install-check clean
+.PHONY: help demo test lint gate mutants bench-cpu install-check clean
 
 help:
 	@echo "make demo           train LeNet-5 on the bundled digits"
 	@echo "make test           run all tests"
 	@echo "make lint           check style and types"
+	@echo "make gate           compile every kernel for every architecture and look at the machine code"
+	@echo "make mutants        plant faults in the kernels; the tests must catch each"
 	@echo "make bench-cpu      training throughput beside PyTorch's CPU (needs torch in .venv)"
 	@echo "make install-check  sizes and times of an installation from scratch"
 	@echo "make clean          remove what was built"
@@ -24,6 +26,12 @@ lint: .venv/installed-test
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy
+
+gate: .venv/installed-test
+	$(VENV) -m gpucnn.bench.gate
+
+mutants: .venv/installed-test
+	$(VENV) -m tests.mutants
 
 bench-cpu: .venv/installed
 	$(VENV) -m gpucnn.bench.cpu
@@ -42,5 +50,5 @@ clean:
 	@touch $@
 
 .venv/installed-test: .venv/bin/python $(SOURCES)
-	$(VENV) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(VENV) -m pip install --quiet --disable-pip-version-check -e ".[test,gate]"
 	@touch $@ .venv/installed

@@ -38,6 +38,7 @@ extension = Pybind11Extension(
     cxx_std=17,
     extra_compile_args=["-O3", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math", *openmp],
     extra_link_args=openmp,
+    libraries=["dl"],
 )
 
 with ParallelCompile("GPUCNN_BUILD_JOBS", default=os.cpu_count() or 1):

@@ -18,6 +18,9 @@
 #include "parallel.hpp"
 
 namespace gpucnn {
+
+void define_native(pybind11::module_& m);  // native_bindings.cpp
+
 namespace {
 
 namespace py = pybind11;
@@ -556,6 +559,7 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "CPU operations of gpucnn; called through gpucnn.ops and gpucnn.data, which check the arguments";
     gpucnn::keep_freed_memory();
     gpucnn::define_whole_module(m);
+    gpucnn::define_native(m);
     gpucnn::define_all<float>(m);
     gpucnn::define_all<double>(m);
 }

@@ -187,3 +187,27 @@ def gather_batch(
     shift: NDArray[np.float32],
     fill: int,
 ) -> None: ...
+
+# native.cpp: the CUDA driver, opened at run time; streams are integers, as CuPy's stream.ptr
+class NativeDriver:
+    def __init__(self, library: str) -> None: ...
+    def require_context(self, device: int) -> None: ...
+
+class NativeModule:
+    def __init__(self, driver: NativeDriver, cubin: bytes) -> None: ...
+
+class NativeLaunch:
+    def __init__(
+        self,
+        module: NativeModule,
+        name: str,
+        grid: Sequence[int],
+        threads: int,
+        shared_bytes: int,
+        arguments: Sequence[bytes],
+    ) -> None: ...
+    def run(self, stream: int) -> None: ...
+
+class NativeGraph:
+    def __init__(self, driver: NativeDriver, launches: Sequence[NativeLaunch]) -> None: ...
+    def run(self, stream: int) -> None: ...

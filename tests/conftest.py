@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import gpucnn
+from gpucnn.launch import sources
 
 settings.register_profile("gpucnn", derandomize=True, deadline=None, print_blob=True, database=None)
 settings.load_profile("gpucnn")
@@ -19,6 +21,12 @@ settings.load_profile("gpucnn")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="sim", help="where tests of kernels run them: sim (default), cuda or cuda:1")
+    parser.addoption("--kernels", type=Path, help="a folder of kernel sources to test instead of the library's own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--kernels"):
+        sources.use_folder(config.getoption("--kernels"))
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +59,11 @@ def torch() -> ModuleType:
         import torch
     torch.set_num_threads(1)  # its idle workers would spin beside ours
     return torch
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line with the number of damaged files that the readers met."""
+    reports = [dict(report.user_properties) for report in terminalreporter.getreports("passed")]
+    cases = [properties["fuzz cases"] for properties in reports if "fuzz cases" in properties]
+    if cases:
+        terminalreporter.write_line(f"{sum(cases):,} damaged files read or refused by {len(cases)} readers")

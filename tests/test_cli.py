@@ -138,6 +138,8 @@ def test_train_takes_all_options(tmp_path: Path) -> None:
         "--lr": "1e-3",
         "--schedule": "step",
         "--weight-decay": "0",
+        "--l1-decay": "1e-5",
+        "--clip-norm": "2.5",
         "--validation": "0.25",
         "--early-stop": "2",
         "--device": "cpu",
@@ -152,10 +154,21 @@ def test_train_takes_all_options(tmp_path: Path) -> None:
     assert main(["train", "lenet5", "--no-augment", *(part for pair in options.items() for part in pair)]) == 0
     result = json.loads(output.read_text())
     config = result["config"]
-    assert (config["optimizer"], config["lr"], config["schedule"], config["augment"]) == ("adam", 1e-3, "step", False)
+    assert (config["optimizer"], config["lr"], config["schedule"], config["augment"]) == ("adam", 1e-3, "step", [])
+    assert (config["l1_decay"], config["clip_norm"]) == (1e-5, 2.5)
     assert config["arguments"]["width"] == 0.5
     assert result["checkpoint"] == str(out / "best.safetensors")
     assert result["best"]["epoch"] == 1
+
+
+def test_augment_may_be_repeated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    changes = ["crop:2", "flip:0.25", "rotate:10", "sharpness:0.5"]
+    start = ["train", "lenet5", "--epochs", "1", "--limit", "40", "--out", str(tmp_path), "--json", str(tmp_path / "x")]
+    assert main([*start, *(part for change in changes for part in ("--augment", change))]) == 0
+    assert json.loads((tmp_path / "x").read_text())["config"]["augment"] == changes
+    capsys.readouterr()
+    message = refused(capsys, 1, *start, "--resume", "--no-augment")
+    assert message.startswith(f"cannot resume {tmp_path} with augment []: its run has ['crop:2', ")
 
 
 def test_paper_variant(tmp_path: Path) -> None:
@@ -235,6 +248,13 @@ def test_broken_pipe_is_quiet(tmp_path: Path) -> None:
         (["--validation", "1"], "Invalid value for '--validation': '1' is not a fraction of at least 0 and below 1"),
         (["--width", "0"], "Invalid value for '--width': '0' is not a number above 0 and at most 16"),
         (["--limit", "0"], "Invalid value for '--limit': '0' is not a whole number of at least 1"),
+        (["--l1-decay", "-1"], "Invalid value for '--l1-decay': '-1' is not a finite number of at least 0"),
+        (["--clip-norm", "0"], "Invalid value for '--clip-norm': '0' is not a finite number above 0"),
+        (["--augment", "rotate:x"], "Invalid value for '--augment': 'rotate:x': 'x' is not an angle from 0 to 180"),
+        (
+            ["--augment", "flip", "--augment", "turn"],
+            "Invalid value for '--augment': 'turn' is no change of images; use",
+        ),
         (["--seed", "-1"], "Invalid value for '--seed': '-1' is not a whole number from 0 to 2**63 - 1"),
         (["--speed", "3"], "No such option: --speed"),
         (["--epochs"], "Option '--epochs' requires an argument; see gpucnn"),
@@ -264,6 +284,7 @@ def test_train_refuses_arguments(
         (["lenet5", "--optimizer", "foo"], "optimizer 'foo' is unknown; use one of sgd, adam, adamw, rmsprop"),
         (["lenet5", "--schedule", "foo"], "schedule 'foo' is unknown; use one of cosine, step, constant, plateau"),
         (["lenet5", "--early-stop", "3"], "early_stop is 3, which follows the validation part, but there is none"),
+        (["lenet5", "--augment", "flip", "--no-augment"], "--no-augment and --augment flip exclude each other; leave"),
         (["lenet5", "--image-size", "5"], "lenet5: image_size is 5; it must be at least"),
         (["alexnet", "--image-size", "62"], "alexnet: image_size is 62; it must be at least"),
         (["vgg16", "--variant", "paper"], "vgg16 has no argument 'variant'; it takes num_classes"),

@@ -1,7 +1,9 @@
-"""Rotation, brightness, contrast and saturation of batches, by hand and against PyTorch and Pillow."""
+"""Rotation, brightness, contrast, saturation and sharpness of batches, by hand and against PyTorch and Pillow."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpucnn import data
 from gpucnn.data.distortions import _sample
@@ -61,12 +63,30 @@ def test_blends_are_pillows(images):
         (data.Brightness(1), ImageEnhance.Brightness),
         (data.Contrast(1), ImageEnhance.Contrast),
         (data.Saturation(1), ImageEnhance.Color),
+        (data.Sharpness(1), ImageEnhance.Sharpness),
     ):
         found = transform((pixels / 255).astype(np.float32), Fixed(*factors))
         for image, factor, each in zip(pixels, factors, found, strict=True):
             wanted = enhance(Image.fromarray(image.transpose(1, 2, 0))).enhance(factor)
             difference = each * 255 - np.asarray(wanted, np.float32).transpose(2, 0, 1)
             assert (np.abs(difference) <= 1.5).all(), transform
+
+
+@given(shape=st.tuples(*(st.integers(1, high) for high in (3, 4, 9, 9))), factor=st.floats(0, 3))
+@settings(max_examples=100)
+def test_sharpness_by_definition(torch, shape, factor):
+    """The border stays; within it, a convolution of every channel with [1 1 1; 1 5 1; 1 1 1] / 13."""
+    images = np.random.default_rng(sum(shape)).random(shape, dtype=np.float32)
+    smooth = images.astype(np.float64)
+    if min(shape[2:]) > 2:
+        kernel = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+        kernel[0, 0, 1, 1] = 5
+        planes = torch.tensor(smooth).reshape(-1, 1, *shape[2:])
+        inner = torch.nn.functional.conv2d(planes, kernel / 13)
+        smooth[:, :, 1:-1, 1:-1] = inner.numpy().reshape(*shape[:2], *inner.shape[2:])
+    found = data.Sharpness(2)(images, Fixed(*[factor] * shape[0]))
+    assert found.dtype == np.float32
+    assert (np.abs(found - np.clip(factor * images + (1 - factor) * smooth, 0, 1)) <= 1e-5).all()
 
 
 def test_grey_images(rng):
@@ -77,7 +97,9 @@ def test_grey_images(rng):
 
 
 @pytest.mark.parametrize(
-    "transform", [data.Rotate(0), data.Brightness(0), data.Contrast(0), data.Saturation(0), data.Compose()], ids=repr
+    "transform",
+    [data.Rotate(0), data.Brightness(0), data.Contrast(0), data.Saturation(0), data.Sharpness(0), data.Compose()],
+    ids=repr,
 )
 def test_nothing_changes_at_zero(images, rng, transform):
     found = transform(images, rng)
@@ -87,7 +109,8 @@ def test_nothing_changes_at_zero(images, rng, transform):
 def test_every_image_has_its_own_draw_and_the_batch_is_kept(rng):
     same = np.repeat(rng.random((1, 3, 8, 8), dtype=np.float32), 4, axis=0)
     before = same.copy()
-    for transform in (data.Rotate(90), data.Brightness(0.9), data.Contrast(0.9), data.Saturation(0.9)):
+    kinds = (data.Brightness, data.Contrast, data.Saturation, data.Sharpness)
+    for transform in (data.Rotate(90), *(kind(0.9) for kind in kinds)):
         found = transform(same, rng)
         assert len({image.tobytes() for image in found}) == 4
         assert found.min() >= 0 and found.max() <= 1
@@ -95,7 +118,7 @@ def test_every_image_has_its_own_draw_and_the_batch_is_kept(rng):
 
 
 def test_in_the_loader():
-    chain = data.Compose(data.Rotate(20), data.Brightness(0.3), data.Contrast(0.3), data.Saturation(0.3))
+    chain = data.Compose(data.Rotate(20), data.Brightness(0.3), data.Saturation(0.3), data.Sharpness(2))
     shapes = data.make_shapes(20, image_size=16)
     batches = [
         np.concatenate([images for images, _ in data.DataLoader(shapes, 8, transform=chain, seed=3, workers=workers)])

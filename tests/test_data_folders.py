@@ -222,6 +222,48 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
         folders._read_all([tmp_path / "b" / "bomb.png"], (8, 8))
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("1", "PNG", {"optimize": True}),
+        ("L", "PNG", {}),
+        ("RGB", "JPEG", {"quality": 1}),
+        ("L", "JPEG", {"quality": 1, "optimize": True, "progressive": True}),
+    ],
+)
+def test_blank_pictures_are_no_bombs(tmp_path, mode, kind, options):
+    """Nothing packs better than these."""
+    from PIL import Image
+
+    Image.new(mode, (4000, 4000)).save(tmp_path / "blank", kind, **options)
+    assert (pictures.read_image(tmp_path / "blank", (1, 2, 2)) <= 1).all()
+
+
+def test_pictures_of_few_bytes_cannot_have_many_pixels(tmp_path):
+    path, (png, jpeg) = tmp_path / "bomb", (originals()[1], originals()[4])
+    frame = jpeg.index(b"\xff\xc0") + 5
+    for content, text in (
+        (
+            jpeg[:frame] + struct.pack(">HH", 7000, 900) + jpeg[frame + 4 :],
+            "900×7000 pixels, more than 3.. bytes can hold",
+        ),
+        (
+            png[:16] + struct.pack(">II", 7000, 900) + png[24:],
+            "7000×900 pixels, more than 1.. bytes can hold; it is dam",
+        ),
+        (png[:16] + struct.pack(">II", 70_000, 9) + png[24:], "70000×9 pixels; at most 65,535 a side are read; cut it"),
+    ):
+        path.write_bytes(with_checksums(content))
+        with pytest.raises(ValueError, match=f"{path}: the image has {text}"):
+            pictures.read_image(path, (1, 2, 2))
+
+
+def test_pipes_are_no_pictures(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe: an image must be a regular file, not a device or a pipe"):
+        pictures.read_image(tmp_path / "pipe", (1, 2, 2))
+
+
 @cache
 def originals() -> list[bytes]:
     """A picture of every kind that the readers meet, small."""

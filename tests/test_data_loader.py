@@ -1,5 +1,6 @@
 """DataLoader: order, seeds, threads that never change a bit, errors, and an end without live threads."""
 
+import functools
 import gc
 import signal
 import subprocess
@@ -165,13 +166,44 @@ def test_a_transform_sees_pixels_in_0_1_and_comes_before_normalize():
     assert images[0, 0].tolist() == [[-2] * 3] * 2
 
 
+class Darker:
+    """An object with a method to be called."""
+
+    def __call__(self, images, generator):
+        return images / 2
+
+    def darken(self, images, generator):
+        return images / 2
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        *(Darker(), Darker().darken, lambda images, generator: images / 2),
+        functools.partial(lambda factor, images, generator: images * factor, 0.5),
+        data.Compose(lambda images, generator: images.astype(np.float16), Darker()),
+        lambda images, generator: np.asfortranarray(images / 2),
+    ],
+)
+def test_anything_that_can_be_called_is_a_transform(transform):
+    images, _ = next(data.DataLoader(numbered(), COUNT, transform=transform).epoch(0))
+    plain, _ = next(data.DataLoader(numbered(), COUNT).epoch(0))
+    assert images.dtype == np.float32 and images.flags.c_contiguous
+    assert (np.abs(images - plain / 2) <= 1e-3).all()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("transform", "text"),
     [
         (lambda images, generator: images[:-1], r"returned images of shape \(24, 1, 1, 3\); it must return \(25, 1, h"),
         (lambda images, generator: images[:, 0], r"shape \(25, 1, 3\)"),
+        (lambda images, generator: images[..., :0], r"shape \(25, 1, 1, 0\); .*, at least one pixel"),
         (lambda images, generator: None, "the transform must return an array, not NoneType"),
+        (lambda images, generator: images.tolist(), "the transform must return an array, not list"),
+        (lambda images, generator: images.astype(np.uint8), "the transform returned uint8; it must return floating-p"),
+        (lambda images, generator: images.astype(complex), "the transform returned complex128; it must return float"),
+        (lambda images, generator: images.astype(object), "the transform returned object; it must return floating-po"),
     ],
 )
 def test_a_transform_of_another_shape(workers, transform, text):

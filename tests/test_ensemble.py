@@ -34,6 +34,15 @@ def test_evaluation_mode_and_no_tape():
     assert [model[0].training for model in models] == [True, False]
 
 
+def test_as_pytorch(torch):
+    rng = np.random.default_rng(1)
+    models = [scorer(rng.standard_normal(7).tolist()) for _ in range(4)]
+    images = rng.standard_normal((5, 1)).astype(np.float32)
+    scores = [torch.tensor(images) @ torch.tensor(model.weight.data).T for model in models]
+    want = torch.stack([score.softmax(dim=1) for score in scores]).mean(dim=0)
+    assert_close(train.average_predictions(models, images), want, 1e-6)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="average_predictions: there are no models; give at least one"):
         train.average_predictions([], np.ones((1, 1)))

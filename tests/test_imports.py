@@ -22,7 +22,7 @@ RANKS = {
     "models": 5,
     "checkpoint": 6,
     "train": 7,
-    "summary": 8, "plot": 8, "doctor": 8, "weights": 8,
+    "summary": 8, "plot": 8, "doctor": 8, "simulation": 8, "weights": 8,
     "bench": 9,
     "cli": 10, "__main__": 11,
 }  # fmt: skip

@@ -21,6 +21,7 @@ from gpucnn import data, functional as F
 assert pathlib.Path(gpucnn.__file__).is_relative_to({home!r}), gpucnn.__file__
 assert len(data.load("digits").train) == 4000
 assert F.conv2d(numpy.ones((1, 1, 3, 3), "f"), numpy.ones((1, 1, 3, 3), "f")).item() == 9
+assert F.relu(gpucnn.tensor([-1.0, 2.0], device="sim")).numpy().tolist() == [0, 2]
 print(gpucnn.__version__)
 """
 

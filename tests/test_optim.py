@@ -158,6 +158,24 @@ def test_l1_decay_is_the_gradient_of_the_sum_of_magnitudes(name, options):
             assert_same_bits(p, q)
 
 
+@pytest.mark.parametrize(("l2", "l1"), [(0.2, 0.0), (0.0, 0.3), (0.2, 0.3)])
+def test_decay_as_pytorch(torch, l2, l1):
+    """½λw² and λ|w|, alone and together, added to the loss whose gradient PyTorch takes."""
+    own = parameters()
+    oracles = [torch.nn.Parameter(torch.tensor(p.data)) for p in own]
+    optimizer, oracle = optim.SGD(own, lr=0.1, weight_decay=l2, l1_decay=l1), torch.optim.SGD(oracles, lr=0.1)
+    for step in range(STEPS):
+        oracle.zero_grad()
+        pairs = list(zip(oracles, map(torch.tensor, gradients(step)), strict=True))
+        sum((q * g).sum() + l2 / 2 * (q**2).sum() + l1 * q.abs().sum() for q, g in pairs).backward()
+        for p, gradient in zip(own, gradients(step), strict=True):
+            p.grad = tensor(gradient)
+        optimizer.step()
+        oracle.step()
+    for p, q in zip(own, oracles, strict=True):
+        assert_close(p, q.detach(), 1e-12)
+
+
 def test_l1_and_l2_together_by_hand():
     weights = nn.Parameter(np.array([2.0, -2.0, 0.0]))
     weights.grad = tensor(np.ones(3))

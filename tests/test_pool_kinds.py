@@ -140,6 +140,23 @@ def test_channels_against_their_definition(shape, size, stride, dtype):
     check_gradients(lambda t: F.l2_pool_channels(t, size, stride), [x + np.sign(x)])
 
 
+@pytest.mark.parametrize(("size", "stride"), [(2, None), (3, 1), (4, 3)])
+@dtypes
+def test_channels_as_pytorch(torch, size, stride, dtype):
+    """PyTorch pools along the last axis only: the channels are moved there and back."""
+
+    def oracle(t):
+        rows = t.permute(0, 2, 3, 1).flatten(0, 2)[:, None]
+        pooled = torch.nn.functional.lp_pool1d(rows, 2, size, stride)[:, 0]
+        return pooled.unflatten(0, (t.shape[0], *t.shape[2:])).permute(0, 3, 1, 2)
+
+    x = normal(2, 8, 5, 4, dtype=dtype)
+    y, gx = forward_backward(lambda t: F.l2_pool_channels(t, size, stride), x, normal)
+    want, want_gx = torch_forward_backward(torch, oracle, x, normal)
+    assert_relative_l2(y, want, LIMIT[dtype])
+    assert_relative_l2(gx, want_gx, LIMIT[dtype])
+
+
 # ---- adaptive and global
 
 
@@ -188,6 +205,18 @@ def test_global_pooling_is_reduction():
     assert_equal(y[..., 0, 0], x.max(axis=(2, 3)))
     assert_equal(gx, x == y)
     assert_close(F.global_avg_pool2d(x)[..., 0, 0], x.mean(axis=(2, 3)), 1e-15)
+
+
+def test_global_pooling_gradients_and_as_pytorch(torch):
+    for function, oracle in (
+        (F.global_max_pool2d, torch.nn.functional.adaptive_max_pool2d),
+        (F.global_avg_pool2d, torch.nn.functional.adaptive_avg_pool2d),
+    ):
+        check_gradients(function, [distinct(2, 3, 4, 5)])
+        got = forward_backward(function, normal(2, 3, 4, 5), normal)
+        want = torch_forward_backward(torch, lambda t, oracle=oracle: oracle(t, 1), normal(2, 3, 4, 5), normal)
+        for one, other in zip(got, want, strict=True):
+            assert_close(one, other, 1e-15)
 
 
 def test_adaptive_max_of_nan():

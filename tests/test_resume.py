@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -151,6 +152,60 @@ def test_saves_within_an_epoch(digits: Splits, whole: Any, tmp_path: Path) -> No
     assert content(tmp_path) == whole
 
 
+def test_augmentation_decay_and_clipping_are_resumed_bit_for_bit(digits: Splits, tmp_path: Path) -> None:
+    settings = {
+        **{"width": 0.5, "epochs": 2, "limit": 96, "batch_size": 32, "l1_decay": 1e-4, "clip_norm": 0.5},
+        "augment": ["crop:2", "flip", "rotate:15", "brightness:0.2", "contrast:0.2", "saturation:0.2", "sharpness:1"],
+    }
+    train.fit("lenet5", digits, tmp_path / "whole", **settings)
+    with pytest.raises(train.Interrupted):
+        train.fit("lenet5", digits, tmp_path / "stopped", report=StopAfter(2), **settings)
+    train.fit("lenet5", digits, tmp_path / "stopped", resume=True)
+    assert content(tmp_path / "stopped") == content(tmp_path / "whole")
+
+
+class Warnings(train.Report):
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.found.append(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, None),
+        ({"threads": 77}, r"was stored with 77 as its number of threads \(here \d+\); the last bits of its result may"),
+        ({"processor": "8086"}, "was stored with '8086' as its processor"),
+        ({"machine": "pdp11", "threads": []}, r"with \[\] as its number of threads \(.*\), 'pdp11' as its kind of mac"),
+    ],
+)
+def test_resume_on_another_machine_warns(
+    change: dict[str, Any], text: str | None, digits: Splits, tmp_path: Path
+) -> None:
+    with pytest.raises(train.Interrupted):
+        train.fit("lenet5", digits, tmp_path, report=StopAfter(1), epochs=1, limit=64)
+    stored = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    stored.metadata["environment"] |= change
+    checkpoint.save(stored.path, stored.tensors, stored.metadata)
+    report = Warnings()
+    train.fit("lenet5", digits, tmp_path, resume=True, report=report)
+    assert len(report.found) == (text is not None)
+    assert text is None or re.search(text, report.found[0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "multi-step", "polynomial", "one-cycle"])
+def test_a_planned_schedule_cannot_be_prolonged(schedule: str, digits: Splits, tmp_path: Path) -> None:
+    train.fit("lenet5", digits, tmp_path, epochs=1, limit=64, schedule=schedule)
+    message = (
+        f"its {schedule} schedule is planned for 1 .*; leave --epochs out to end the run as planned, or train 3 from"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.fit("lenet5", digits, tmp_path, epochs=3, resume=True)
+    assert train.fit("lenet5", digits, tmp_path, epochs=1, resume=True).measured is None
+
+
 def test_twice_n_epochs_are_n_and_n_more(tmp_path: Path) -> None:
     common = ["train", "lenet5", "--limit", "100", "--schedule", "constant", "--seed", "1"]
     outs = [["--out", str(tmp_path / name)] for name in ("whole", "parts")]
@@ -248,9 +303,13 @@ def finished(digits: Splits, tmp_path: Path) -> Path:
         ({"lr": 0.125}, "with lr 0.125: its run has 0.0"),
         ({"seed": 9}, "with seed 9: its run has 0"),
         ({"width": 0.5}, "with arguments.width 0.5: its run has 1.0"),
-        ({"augment": False}, "with augment False: its run has True"),
+        ({"augment": ["flip"]}, r"with augment \['flip'\]: its run has \['shift:2'\]"),
+        ({"clip_norm": 1.0}, "with clip_norm 1.0: its run has None"),
         ({"limit": 65}, "with limit 65: its run has 64"),
-        ({"epochs": 2}, "with epochs 2: its cosine schedule ends at epoch 1, and only constant and plateau ones"),
+        (
+            {"epochs": 2},
+            r"with epochs 2: its cosine schedule is planned for 1 \(only constant and plateau ones can be ",
+        ),
     ],
 )
 def test_resume_refuses_other_settings(finished: Path, settings: dict[str, Any], message: str) -> None:

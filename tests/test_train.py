@@ -15,6 +15,7 @@ from gpucnn import data, models, nn, train
 from gpucnn import functional as F
 from gpucnn.data import Dataset, Normalize, Splits
 from gpucnn.tensor import Tensor
+from gpucnn.train import augmentation
 from gpucnn.train.config import OPTIMIZERS, RULES, from_dict
 from gpucnn.train.diagnosis import first_non_finite
 from gpucnn.train.evaluation import count_top
@@ -57,7 +58,11 @@ def trainer(splits: Splits, **settings: Any) -> train.Trainer:
         ("momentum", 1.0, "momentum is 1.0; it must be a number of at least 0 and below 1"),
         ("validation", 1.0, "validation is 1.0; it must be a fraction of at least 0 and below 1"),
         ("seed", 2**63, r"seed is 9223372036854775808; it must be a whole number from 0 to 2\*\*63 - 1"),
-        ("augment", 1, "augment is 1; it must be True or False"),
+        ("augment", True, r"augment is True; it must be a list such as \['shift:2', 'flip'\], or \[\] for none"),
+        ("augment", "flip", "augment is 'flip'; it must be a list"),
+        ("augment", ["turn:3"], r"augment: 'turn:3' is no change of images; use shift:PIXELS, crop:PIXELS, flip\["),
+        ("l1_decay", -1, "l1_decay is -1; it must be a finite number of at least 0"),
+        ("clip_norm", 0, "clip_norm is 0; it must be a finite number above 0"),
         ("optimizer", "lion", "optimizer 'lion' is unknown; use one of sgd, adam, adamw"),
         ("schedule", "exp", "schedule 'exp' is unknown; use one of cosine, step, constant, plateau"),
         ("device", "cuda", "device 'cuda': CuPy is not installed"),
@@ -93,7 +98,7 @@ def test_rule_names_text_and_rule(text: str) -> None:
 
 def test_recipe_for_digits(digits: Splits) -> None:
     chosen = config(digits.train)
-    assert (chosen.epochs, chosen.schedule, chosen.augment, chosen.shift) == (40, "cosine", True, 2)
+    assert (chosen.epochs, chosen.schedule, chosen.augment) == (40, "cosine", ["shift:2"])
     assert chosen.arguments == {"num_classes": 10, "in_channels": 1, "image_size": 28, "width": 1.0}
 
 
@@ -102,8 +107,70 @@ def test_recipe_follows_the_data() -> None:
     dataset = Dataset("three", images, np.arange(3), ("a", "b", "c"))
     chosen = train.recipe("vgg16_bn", dataset, width=0.25)
     assert chosen.arguments == {"num_classes": 3, "in_channels": 3, "image_size": 32, "width": 0.25}
-    assert chosen.shift == 2  # of 32 pixels
+    assert chosen.augment == ["shift:2"]  # of 32 pixels
     assert train.recipe("alexnet", dataset, variant="paper").arguments["image_size"] == 67
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("shift:3", data.Shift(3)),
+        ("crop:4", data.Crop(4)),
+        ("flip", data.Flip(0.5)),
+        ("flip:0.25", data.Flip(0.25)),
+        ("rotate:10", data.Rotate(10.0)),
+        ("brightness:0.2", data.Brightness(0.2)),
+        ("contrast:1", data.Contrast(1.0)),
+        ("saturation:2e-1", data.Saturation(0.2)),
+        ("sharpness:3", data.Sharpness(3.0)),
+    ],
+)
+def test_changes_by_name(text: str, wanted: Any) -> None:
+    assert augmentation.parse(text) == wanted
+    assert text.partition(":")[0] in augmentation.FORMS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("crop", "'crop' lacks its number, a whole number of pixels of at least 0; use crop:NUMBER"),
+        ("crop:", "'crop:': '' is not a whole number of pixels"),
+        ("crop:1.5", "'crop:1.5': '1.5' is not a whole number of pixels"),
+        ("crop:-1", "'-1' is not a whole number of pixels of at least 0"),
+        ("crop:4:4", "'4:4' is not a whole number"),
+        ("flip:1.5", "'1.5' is not a probability from 0 to 1"),
+        ("rotate:181", "'181' is not an angle from 0 to 180 degrees"),
+        ("sharpness:nan", "'nan' is not a finite number of at least 0"),
+        ("Flip", "'Flip' is no change of images; use shift:PIXELS"),
+        ("", "'' is no change of images"),
+    ],
+)
+def test_changes_that_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        augmentation.parse(text)
+
+
+def test_moves_come_before_distortions(digits: Splits) -> None:
+    loader = trainer(digits, augment=["rotate:5", "flip", "contrast:0.1", "shift:1"]).loader
+    assert repr(loader.augment) == "Augment(Flip(probability=0.5), Shift(pixels=1), fill=0)"
+    assert repr(loader.transform) == "Compose(Rotate(degrees=5.0, fill=0.0), Contrast(amount=0.1))"
+    assert trainer(digits, augment=[]).loader.transform is None
+
+
+def test_l1_decay_and_clipping_reach_the_step(digits: Splits) -> None:
+    """A rate of 1 moves the weights by the gradient: no further than the norm, and by the L1 decay on top."""
+    moved = []
+    for settings in ({"clip_norm": 1e-3}, {"clip_norm": 1e-3, "l1_decay": 0.25}):
+        run = trainer(
+            digits, optimizer="sgd", lr=1.0, momentum=0, weight_decay=0, schedule="constant", warmup=0, **settings
+        )
+        before = [parameter.numpy().copy() for parameter in run.model.parameters()]
+        run._take_step(*next(run.loader.epoch(0)))
+        after = [parameter.numpy() for parameter in run.model.parameters()]
+        moved.append([(a - b, np.sign(b)) for a, b in zip(after, before, strict=True)])
+    assert sum(float((step**2).sum()) for step, _ in moved[0]) ** 0.5 <= 1.01e-3
+    for (plain, _), (decayed, sign) in zip(*moved, strict=True):
+        assert (np.abs(decayed - plain + 0.25 * sign) <= 2e-3).all()
 
 
 def test_recipe_has_a_rate_for_each_optimiser(digits: Splits) -> None:
@@ -190,14 +257,14 @@ def test_recipe_gives_no_warmup_to_schedules_that_take_none(digits: Splits, sche
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimiser_lowers_the_loss(digits: Splits, name: str) -> None:
-    run = trainer(digits, optimizer=name, epochs=20, augment=False)
+    run = trainer(digits, optimizer=name, epochs=20, augment=[])
     while not run.done:
         run.run_epoch()
     assert run.history[-1]["train_loss"] < 0.75 * run.history[0]["train_loss"]
 
 
 def test_overfits_a_few_images(digits: Splits) -> None:
-    run = trainer(digits, epochs=30, lr=0.03, augment=False)
+    run = trainer(digits, epochs=30, lr=0.03, augment=[])
     while not run.done:
         run.run_epoch()
     assert run.history[-1]["train_accuracy"] == 1.0

@@ -56,7 +56,7 @@ std::string nearest_buffer(const char* address) {
 }  // namespace
 
 Target find_target(const char* address, size_t bytes, bool writes) {
-    if (address >= block.shared && address < block.shared + SHARED_BYTES_MAX)
+    if (address >= block.shared && address < block.shared + ARENA_BYTES)
         return {Space::SHARED, nullptr, static_cast<size_t>(address - block.shared)};
     const Buffer* found = nullptr;
     for (int i = 0; i < block.launch->buffer_count; ++i) {

@@ -7,6 +7,8 @@
 
 namespace simulator {
 
+const size_t SHARED_GAP = 64;
+
 void start_launch_checks() {}
 void start_block_checks() {}
 void barrier_checks() {}
@@ -24,19 +26,11 @@ void on_access(const char* address, size_t bytes, bool writes, const void* code)
 
 namespace {
 
-// What the compiler says of a place of undefined behaviour begins with where it is.
-struct SourceLocation {
+constexpr const char* UNDEFINED_BEHAVIOUR = "undefined behaviour";
+
+struct TypeMismatch {  // as the compiler lays it out
     const char* file;
     uint32_t line, column;
-};
-
-[[noreturn]] void undefined(const void* data, const char* message) {
-    const auto* const location = static_cast<const SourceLocation*>(data);
-    fail("undefined behaviour", message, {location->file, static_cast<int>(location->line)});
-}
-
-struct TypeMismatch {
-    SourceLocation location;
     const void* type;
     unsigned char alignment_log2, kind;
 };
@@ -50,8 +44,8 @@ struct TypeMismatch {
     void __asan_store##size##_noabort(const char* address) {                                  \
         on_access(address, size, true, __builtin_return_address(0));                          \
     }
-#define UNDEFINED(name, message, ...) \
-    void __ubsan_handle_##name(const void* data, ##__VA_ARGS__) { undefined(data, message); }
+#define UNDEFINED(name, message) \
+    void __ubsan_handle_##name() { fail_at(UNDEFINED_BEHAVIOUR, message, __builtin_return_address(0)); }
 
 extern "C" {
 ACCESS(1)
@@ -89,7 +83,7 @@ void __ubsan_handle_type_mismatch_v1(const TypeMismatch* data, uintptr_t address
         snprintf(text, sizeof text, "misaligned: address %#zx is no multiple of %zu", static_cast<size_t>(address), alignment);
     else
         snprintf(text, sizeof text, address ? "an object is too small for the access" : "a null pointer is used");
-    undefined(data, text);
+    fail_at(UNDEFINED_BEHAVIOUR, text, __builtin_return_address(0));
 }
 }
 

@@ -3,6 +3,8 @@
 
 namespace simulator {
 
+const size_t SHARED_GAP = 0;
+
 void start_launch_checks() {}
 void start_block_checks() {}
 void barrier_checks() {}

@@ -104,7 +104,7 @@ void add(const Key& key, const Request& request) {
     const bool shared = request.space == Space::SHARED;
     counter.units += shared ? count_wavefronts(request) : count_sectors(request);
     counter.least += shared ? (bytes + 127) / 128 : (bytes + 31) / 32;
-    counter.partial += static_cast<int>(request.lanes.size()) < __builtin_popcount(block.warps[key.warp].alive);
+    counter.partial += static_cast<int>(request.lanes.size()) < std::min(32, block.thread_count - 32 * key.warp);
 }
 
 void flush() {
@@ -113,6 +113,8 @@ void flush() {
 }
 
 }  // namespace
+
+const size_t SHARED_GAP = 0;
 
 void start_launch_checks() {
     counters.clear();

@@ -105,8 +105,10 @@ void visit_buffer(const Buffer& buffer, size_t offset, size_t bytes, bool writes
 
 }  // namespace
 
+const size_t SHARED_GAP = 64;
+
 void start_launch_checks() {
-    shared_cells.assign(SHARED_BYTES_MAX, Cell{});
+    shared_cells.assign(ARENA_BYTES, Cell{});
     buffer_cells.clear();
     for (int i = 0; i < block.launch->buffer_count; ++i)
         buffer_cells.emplace_back(block.launch->buffers[i].bytes / GLOBAL_GRAIN + 1);

@@ -53,11 +53,15 @@ const char* name_of(State state) { return state == State::AT_BARRIER ? "at a bar
 // The next thread that can run, after `from` in the order of the launch; -1 if there is none.
 int next_ready(int from) {
     const int count = block.thread_count;
+    const bool reverse = block.launch->order == REVERSE;
+    const Thread* const threads = block.threads.data();
     int candidate = block.launch->order == RANDOM ? static_cast<int>(next_random() % count) : from;
-    const int step = block.launch->order == REVERSE ? count - 1 : 1;
     for (int i = 0; i < count; ++i) {
-        candidate = (candidate + step) % count;
-        if (block.threads[candidate].state == State::READY) return candidate;
+        if (reverse)
+            candidate = candidate == 0 ? count - 1 : candidate - 1;
+        else
+            candidate = candidate == count - 1 ? 0 : candidate + 1;
+        if (threads[candidate].state == State::READY) return candidate;
     }
     return -1;
 }
@@ -114,8 +118,8 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     block_index = {x, y, z};
     ++block.number;
     ++block.epoch;
-    memset(block.shared, 0xFF, std::min(SHARED_BYTES_MAX, block.shared_used));
-    block.shared_used = 0;
+    memset(block.shared, 0xFF, block.arena_used);
+    block.arena_used = block.shared_bytes = 0;
     block.sites.clear();
     prepare_threads();
     start_block_checks();
@@ -231,11 +235,12 @@ void fail_at(const char* kind, const std::string& message, const void* code) {
 void* shared_memory(const void* key, size_t bytes, size_t alignment) {
     for (const Block::Site& site : block.sites)
         if (site.key == key) return site.memory;
-    const size_t offset = (block.shared_used + alignment - 1) / alignment * alignment;
+    const size_t offset = (block.arena_used + alignment - 1) / alignment * alignment;
     const size_t size = key ? bytes : block.launch->shared_bytes;
-    block.shared_used = offset + size;
-    if (block.shared_used > block.launch->shared_limit) {
-        const std::string message = "the block needs " + std::to_string(block.shared_used) + " bytes; the limit is " +
+    block.arena_used = offset + size + SHARED_GAP;
+    block.shared_bytes = (block.shared_bytes + alignment - 1) / alignment * alignment + size;
+    if (block.shared_bytes > block.launch->shared_limit || block.arena_used > ARENA_BYTES) {
+        const std::string message = "the block needs " + std::to_string(block.shared_bytes) + " bytes; the limit is " +
                                     std::to_string(block.launch->shared_limit);
         fail("shared memory", message.c_str(), {nullptr, 0});
     }
@@ -245,7 +250,9 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment) {
 
 void block_barrier(Place place) {
     Thread& me = *block.current;
-    if (block.at_barrier && (block.barrier.line != place.line || strcmp(block.barrier.file, place.file) != 0)) {
+    const bool same_place = block.barrier.line == place.line &&
+                            (block.barrier.file == place.file || strcmp(block.barrier.file, place.file) == 0);
+    if (block.at_barrier && !same_place) {
         const std::string message = "threads of one block wait at different barriers: lines " +
                                     std::to_string(block.barrier.line) + " and " + std::to_string(place.line);
         fail("divergent barrier", message.c_str(), place);
@@ -303,7 +310,7 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
     Thread& me = *block.current;
     if ((bytes != 4 && bytes != 8 && bytes != 16) || source_bytes < 0 || source_bytes > bytes)
         fail("cp.async", "it copies 4, 8 or 16 bytes", place);
-    const bool inside = destination >= block.shared && destination < block.shared + SHARED_BYTES_MAX;
+    const bool inside = destination >= block.shared && destination < block.shared + ARENA_BYTES;
     if (!inside) fail("cp.async", "the destination is not in shared memory", place);
     if (reinterpret_cast<uintptr_t>(destination) % bytes || (source_bytes && reinterpret_cast<uintptr_t>(source) % bytes))
         fail("cp.async", "both addresses must be multiples of the size", place);
@@ -339,9 +346,9 @@ extern "C" __attribute__((visibility("default"))) int gpucnn_simulate(const Laun
     block_size = {launch->threads, 1, 1};
     grid_size = {launch->grid[0], launch->grid[1], launch->grid[2]};
     if (!block.shared) {
-        void* const memory = mmap(nullptr, SHARED_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* const memory = mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         block.shared = static_cast<char*>(memory);
-        block.shared_used = SHARED_BYTES_MAX;
+        block.arena_used = ARENA_BYTES;
     }
     {
         const SignalGuard guard;

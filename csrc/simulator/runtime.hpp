@@ -59,7 +59,8 @@ struct Launch {
     size_t error_bytes;
 };
 
-constexpr size_t SHARED_BYTES_MAX = 232448;  // 227 KiB, sm_90's limit for a block
+constexpr size_t SHARED_BYTES_MAX = 232448;          // 227 KiB, sm_90's limit for a block
+constexpr size_t ARENA_BYTES = SHARED_BYTES_MAX + (64 << 10);  // and what builds leave free between arrays
 
 struct Block {
     std::vector<Thread> threads;
@@ -71,7 +72,7 @@ struct Block {
     uint32_t epoch = 0;   // counts the barriers of all blocks of a launch
     uint32_t number = 0;  // position of the block in the order of execution, from 1
     char* shared = nullptr;
-    size_t shared_used = 0;
+    size_t arena_used = 0, shared_bytes = 0;  // with and without the gaps between arrays
     struct Site {
         const void* key;
         char* memory;
@@ -88,6 +89,7 @@ extern Block block;
 std::string thread_name(int number);
 
 // What each build adds: checks of accesses (access_*.cpp).
+extern const size_t SHARED_GAP;  // bytes left free after each array of shared memory
 void start_launch_checks();
 void start_block_checks();
 void barrier_checks();

@@ -13,6 +13,7 @@ from gpucnn.cli.doctor import doctor
 from gpucnn.cli.evaluate import evaluate
 from gpucnn.cli.import_weights import import_weights
 from gpucnn.cli.predict import predict
+from gpucnn.cli.sim import sim
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
 from gpucnn.device import DeviceLost
@@ -41,6 +42,7 @@ app.command("predict")(predict)
 app.command("import-weights")(import_weights)
 app.command("summary")(summary)
 app.command("doctor")(doctor)
+app.add_typer(sim, name="sim")
 
 
 def main(arguments: list[str] | None = None) -> int:

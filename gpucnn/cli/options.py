@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from gpucnn import files
-from gpucnn.train.config import COUNT, RULES, Rule
+from gpucnn.train import augmentation
+from gpucnn.train.config import RULES
+from gpucnn.train.rules import COUNT, Rule
 
 WIDTH = Rule(float, "a number above 0 and at most 16", lambda value: 0 < value <= 16)
 
@@ -26,6 +28,15 @@ def number(rule: Rule) -> Callable[[str], Any]:
             raise typer.BadParameter(str(error)) from None
 
     return parse
+
+
+def change(text: str) -> str:
+    """A change of training images, as it stands; BadParameter naming text and rule for what is none."""
+    try:
+        augmentation.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
 
 
 def setting(name: str, metavar: str, help: str) -> Any:

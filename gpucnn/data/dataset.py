@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gpucnn.data.checks import check_integer, check_size
+from gpucnn.data.pictures import resized
 
 # Images per step of statistics(): bounds the wider copies it makes to a few MB for small images.
 _BLOCK = 256
@@ -77,10 +78,12 @@ class Dataset:
         count = check_integer("limit", "count", count, 1)
         return Dataset(self.name, self.images[:count], self.labels[:count], self.classes)
 
-    def resize(self, size: int | tuple[int, int]) -> "Dataset":
+    def resize(self, size: int | tuple[int, int], *, keep_aspect: bool = False) -> "Dataset":
         """The images scaled to size, a side or (height, width) in pixels; bilinear, antialiased (Pillow).
 
-        The aspect ratio is not kept. Images that have the size already are returned as they are.
+        keep_aspect: scale the largest centred part that has the aspect of size, instead of stretching whole images
+
+        Images that have the size already are returned as they are.
         Raises TypeError or ValueError for a size that is not one or two integers of at least 1.
         """
         height, width = check_size("resize", "size", size)
@@ -88,11 +91,11 @@ class Dataset:
             return self
         from PIL import Image
 
-        resized = np.empty((len(self), self.channels, height, width), dtype=np.uint8)
+        scaled = np.empty((len(self), self.channels, height, width), dtype=np.uint8)
         planes = self.images.reshape(-1, *self.image_size)
-        for plane, target in zip(planes, resized.reshape(-1, height, width), strict=True):
-            target[...] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
-        return Dataset(self.name, resized, self.labels, self.classes)
+        for plane, target in zip(planes, scaled.reshape(-1, height, width), strict=True):
+            target[...] = resized(Image.fromarray(plane), (height, width), keep_aspect)[0]
+        return Dataset(self.name, scaled, self.labels, self.classes)
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """(mean, standard deviation) of each channel's pixels scaled to [0, 1]: two lists of C floats.

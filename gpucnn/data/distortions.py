@@ -1,4 +1,4 @@
-"""Functions for the loader's transform=: rotation, brightness, contrast and saturation, drawn for every image.
+"""Functions for the loader's transform=: rotation, brightness, contrast, saturation, sharpness, drawn for every image.
 
 Each takes images, float32 (B, C, H, W) in [0, 1], and a NumPy Generator, and returns new ones of the same shape.
 """
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from gpucnn.data.checks import check_images
 
 # Shares of red, green and blue in what the eye takes for lightness (ITU-R BT.601), as in Pillow and torchvision.
 _LIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
@@ -51,7 +53,7 @@ class Rotate:
             raise ValueError(f"Rotate: fill must lie in [0, 1], not {self.fill!r}")
 
     def __call__(self, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        _check_images("Rotate", images)
+        check_images("Rotate", images)
         angles = np.deg2rad(generator.uniform(-self.degrees, self.degrees, (len(images), 1, 1)))
         height, width = images.shape[2:]
         centre = np.array([(height - 1) / 2, (width - 1) / 2]).reshape(2, 1, 1)
@@ -76,7 +78,7 @@ class _Blend:
             raise ValueError(f"{type(self).__name__}: amount must be finite and at least 0, not {self.amount!r}")
 
     def __call__(self, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        _check_images(type(self).__name__, images)
+        check_images(type(self).__name__, images)
         factors = generator.uniform(max(0.0, 1 - self.amount), 1 + self.amount, (len(images), 1, 1, 1))
         factors = factors.astype(np.float32)
         return np.clip(factors * images + (1 - factors) * self._reference(images), 0, 1)
@@ -107,6 +109,25 @@ class Saturation(_Blend):
         return _lightness(images)
 
 
+class Sharpness(_Blend):
+    """Blends each image with itself smoothed: factors below 1 blur, above 1 sharpen; amount as in Brightness.
+
+    Smooth is the mean of a pixel, counted five times, and its eight neighbours; pixels at the border stay as they are.
+    As Pillow's ImageEnhance.Sharpness and torchvision's adjust_sharpness.
+    """
+
+    def _reference(self, images: np.ndarray) -> np.ndarray:
+        height, width = images.shape[2:]
+        smooth = images.copy()
+        if min(height, width) > 2:
+            inner = smooth[:, :, 1:-1, 1:-1]
+            inner *= 4
+            for row, column in np.ndindex(3, 3):
+                inner += images[:, :, row : row + height - 2, column : column + width - 2]
+            inner /= 13
+        return smooth
+
+
 def _lightness(images: np.ndarray) -> np.ndarray:
     """The images in grey, (B, 1, H, W); of one or three channels."""
     if images.shape[1] == 1:
@@ -133,8 +154,3 @@ def _sample(images: np.ndarray, rows: np.ndarray, columns: np.ndarray, fill: flo
     upper = at(top, left) * (1 - right) + at(top, left + 1) * right
     lower = at(top + 1, left) * (1 - right) + at(top + 1, left + 1) * right
     return upper * (1 - down) + lower * down
-
-
-def _check_images(operation: str, images: np.ndarray) -> None:
-    if images.ndim != 4 or images.dtype != np.float32:
-        raise ValueError(f"{operation}: images must be float32 (B, C, H, W), not {images.dtype} {images.shape}")

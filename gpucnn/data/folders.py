@@ -30,22 +30,23 @@ def has_class_folders(directory: Path) -> bool:
     return any(_has_picture(folder) for folder in _folders(directory))
 
 
-def load_class_folders(directory: Path, image_size: tuple[int, int] | None = None) -> Splits:
+def load_class_folders(directory: Path, image_size: tuple[int, int] | None = None, keep_aspect: bool = False) -> Splits:
     """The pictures in train/CLASS/ and test/CLASS/ (or val/CLASS/), or in CLASS/, of which a fifth is kept for testing.
 
     Classes are the folders' names, sorted; pictures lie in them at any depth. Each is turned upright, put on white
-    where it is transparent, and scaled to one size without keeping its aspect; there is 1 channel where all of them are
-    grey, otherwise 3. Threads unpack them, 4 at most. The fifth is drawn from every class alike, the same each time.
+    where it is transparent, and scaled to one size; there is 1 channel where all of them are grey, otherwise 3. Threads
+    unpack them, 4 at most. The fifth is drawn from every class alike, the same each time.
 
     image_size: (height, width) in pixels; None takes that of the first training picture, scaled down where its longer
         side has more than 256. The N pictures take N · 3 · height · width bytes of memory, 197 KB each at 256 × 256
+    keep_aspect: scale the largest centred part that has the aspect of the size, instead of stretching whole pictures
 
     Raises ValueError or OSError naming the folder or file that is not as it should be.
     """
     classes, training, test = _list_parts(directory)
     with pictures.strict_warnings():
         size = image_size or _default_size(training[0][0])
-        parts = [_read_all([path for path, _ in part], size) for part in (training, test)]
+        parts = [_read_all([path for path, _ in part], size, keep_aspect) for part in (training, test)]
     if all(grey for _, grey in parts):
         parts = [(np.ascontiguousarray(images[:, :1]), grey) for images, grey in parts]
     name = directory.resolve().name
@@ -126,7 +127,7 @@ def _default_size(path: Path) -> tuple[int, int]:
     return max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
 
 
-def _read_all(paths: list[Path], size: tuple[int, int]) -> tuple[np.ndarray, bool]:
+def _read_all(paths: list[Path], size: tuple[int, int], keep_aspect: bool = False) -> tuple[np.ndarray, bool]:
     """(images, grey): uint8 (N, 3, height, width), and whether all pictures are grey.
 
     The first wrong one in the list raises its error, which names the file; those not yet begun are then left.
@@ -135,7 +136,7 @@ def _read_all(paths: list[Path], size: tuple[int, int]) -> tuple[np.ndarray, boo
 
     def read(index: int) -> bool:
         picture, grey = pictures.open_upright(paths[index], "RGB")
-        images[index] = pictures.resized(picture, size)
+        images[index] = pictures.resized(picture, size, keep_aspect)
         return grey
 
     with ThreadPoolExecutor(min(_MAX_THREADS, get_num_threads()), "gpucnn-pictures") as pool:

@@ -51,8 +51,8 @@ class DataLoader:
     augment: random shifts, crops and mirrors, an Augment, or None
     normalize: a Normalize for the data set's channels; None leaves pixels in [0, 1]
     transform: any function f(images, generator) -> images, or None; called after augment and before normalize
-        with pixels in [0, 1], float32 (B, C, H, W), and a numpy Generator; returns (B, C, any, any). With
-        workers it runs in several threads.
+        with pixels in [0, 1], float32 (B, C, H, W), and a numpy Generator; returns floating-point (B, C, any, any),
+        else the iterator raises TypeError or ValueError. With workers it runs in several threads.
     seed: of all that is random here, >= 0
     workers: threads that prepare batches; 0 prepares each when it is asked for, in the calling thread
     prefetch: how many batches are prepared ahead at most, >= 1
@@ -185,8 +185,13 @@ def _call(transform: Transform, images: np.ndarray, generator: np.random.Generat
         raise RuntimeError("DataLoader: the transform raised StopIteration") from error
     if not isinstance(changed, np.ndarray):
         raise TypeError(f"DataLoader: the transform must return an array, not {type(changed).__name__}")
-    if changed.ndim != 4 or changed.shape[:2] != images.shape[:2]:
-        rule = f"it must return ({images.shape[0]}, {images.shape[1]}, height, width)"
+    if changed.dtype.kind != "f":  # whole numbers would be pixels from 0 to 255, or be cut off
+        raise TypeError(
+            f"DataLoader: the transform returned {changed.dtype}; it must return floating-point pixels in [0, 1], "
+            "such as images.astype(np.float32) / 255"
+        )
+    if changed.ndim != 4 or changed.shape[:2] != images.shape[:2] or 0 in changed.shape:
+        rule = f"it must return ({images.shape[0]}, {images.shape[1]}, height, width), at least one pixel"
         raise ValueError(f"DataLoader: the transform returned images of shape {changed.shape}; {rule}")
     return np.ascontiguousarray(changed, dtype=np.float32)
 

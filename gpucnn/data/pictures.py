@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 import warnings
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_535  # pixels, as JPEG has it: Pillow takes some bytes more for every row
+
+# No file holds more pixels a byte than this; one that claims to would be filled up with grey. Deflate makes 1,032 bytes
+# of one, of eight pixels each; JPEG takes a bit at least for 64 pixels. Small pictures are not worth the question.
+_PIXELS_A_BYTE = {"PNG": 8 * 1032, "JPEG": 8 * 64}
+_ALWAYS_ALLOWED = 1_000_000
 
 # What Pillow raises for damaged files, beside its own errors.
 _DAMAGED = (
@@ -60,10 +67,12 @@ def open_upright(path: str | os.PathLike[str], mode: str) -> tuple[Image.Image, 
 
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such image; check the path")
+    if not Path(path).is_file() and not Path(path).is_dir():  # opening a pipe would wait for its writer
+        raise OSError(f"{path}: an image must be a regular file, not a device or a pipe")
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height <= MAX_PIXELS:
+        with _Bounded(io.FileIO(os.fspath(path))) as file, Image.open(file, formats=FORMATS) as picture:
+            refusal = _refusal(picture, file.size)
+            if not refusal:
                 return _upright(picture, mode), picture.mode[0] in "1LI"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path}: the image has more than {MAX_PIXELS:,} pixels; use a smaller copy") from error
@@ -73,18 +82,56 @@ def open_upright(path: str | os.PathLike[str], mode: str) -> tuple[Image.Image, 
         raise MemoryError(f"{path}: the unpacked image does not fit") from error
     except _DAMAGED as error:
         raise OSError(f"{path}: the image cannot be read ({error})") from error
-    raise ValueError(
-        f"{path}: the image has {width}×{height} pixels; at most {MAX_PIXELS:,} are read; use a smaller copy"
-    )
+    raise ValueError(f"{path}: the image has {refusal}")
 
 
-def resized(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (channels, height, width) of size (height, width); bilinear, antialiased, the aspect is not kept."""
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked for at a time than it has: Python takes as much memory before it reads."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.size = os.fstat(raw.fileno()).st_size  # bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None else min(size, self.size))
+
+
+def _refusal(picture: Image.Image, file_size: int) -> str:
+    """What is wrong with the size that the picture claims, before memory is taken for it; "" if nothing is."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        return f"{width}×{height} pixels; at most {MAX_PIXELS:,} are read; use a smaller copy"
+    if max(width, height) > MAX_SIDE:
+        return f"{width}×{height} pixels; at most {MAX_SIDE:,} a side are read; cut it into parts"
+    kind = "PNG" if picture.format == "PNG" else "JPEG"  # of which Pillow calls some MPO
+    most = _PIXELS_A_BYTE[kind] * file_size
+    if width * height > max(_ALWAYS_ALLOWED, most):
+        return f"{width}×{height} pixels, more than {file_size} bytes can hold; it is damaged, use another copy"
+    return ""
+
+
+def resized(picture: Image.Image, size: tuple[int, int], keep_aspect: bool = False) -> np.ndarray:
+    """uint8 (channels, height, width) of size (height, width); bilinear, antialiased.
+
+    keep_aspect: scale the largest centred part that has the aspect of size, instead of stretching the whole picture
+    """
     from PIL import Image
 
     height, width = size
-    scaled = picture.resize((width, height), Image.Resampling.BILINEAR)
+    box = _centre(picture.size, size) if keep_aspect else None
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR, box)
     return np.asarray(scaled).reshape(height, width, -1).transpose(2, 0, 1)
+
+
+def _centre(extent: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the largest centred part of a picture (width, height) with the aspect of size.
+
+    It is cut out before it is scaled: a strip of one row, scaled as a whole, would not fit the memory.
+    """
+    width, height = extent
+    scale = min(height / size[0], width / size[1])
+    across, down = (width - scale * size[1]) / 2, (height - scale * size[0]) / 2
+    return across, down, width - across, height - down
 
 
 def _upright(picture: Image.Image, mode: str) -> Image.Image:
@@ -97,4 +144,4 @@ def _upright(picture: Image.Image, mode: str) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert(mode)
+    return picture if picture.mode == mode else picture.convert(mode)  # which would copy it

@@ -13,20 +13,23 @@ Size = tuple[int, int] | None  # height, width in pixels
 
 
 class Format(NamedTuple):
-    """A layout of files: what it looks like, in words; whether a directory has it; how it is read, in which size."""
+    """A layout of files: what it looks like, in words; whether a directory has it; how it is read.
+
+    load: takes the directory, the size of the images, and whether they keep their aspect
+    """
 
     looked_for: str
     recognises: Callable[[Path], bool]
-    load: Callable[[Path, Size], Splits]
+    load: Callable[[Path, Size, bool], Splits]
 
 
-def _of_one_size(read: Callable[[Path], Splits]) -> Callable[[Path, Size], Splits]:
+def _of_one_size(read: Callable[[Path], Splits]) -> Callable[[Path, Size, bool], Splits]:
     """The reader of a format whose images have one size already."""
-    return lambda directory, size: _resize(read(directory), size)
+    return lambda directory, size, keep_aspect: _resize(read(directory), size, keep_aspect)
 
 
-def _resize(splits: Splits, size: Size) -> Splits:
-    return splits if size is None else Splits(*(part.resize(size) for part in splits))
+def _resize(splits: Splits, size: Size, keep_aspect: bool) -> Splits:
+    return splits if size is None else Splits(*(part.resize(size, keep_aspect=keep_aspect) for part in splits))
 
 
 BUNDLED: dict[str, Callable[[], Splits]] = {"digits": mnist.load_digits, "shapes": shapes.load_shapes}
@@ -42,7 +45,9 @@ FORMATS = (
 )
 
 
-def load(source: str | os.PathLike, *, image_size: int | tuple[int, int] | None = None) -> Splits:
+def load(
+    source: str | os.PathLike, *, image_size: int | tuple[int, int] | None = None, keep_aspect: bool = False
+) -> Splits:
     """(train, test), two Datasets: a bundled data set by its name, or a directory in a known format.
 
     source: "digits", "shapes", or a directory (one that is called digits is "./digits") with MNIST's four IDX files,
@@ -50,6 +55,7 @@ def load(source: str | os.PathLike, *, image_size: int | tuple[int, int] | None 
     image_size: a side or (height, width) in pixels that all images are scaled to; None leaves them as they are, and
         scales pictures in class folders to the size of the first training picture, 256 pixels a side at most. All are
         kept in memory, channels · height · width bytes each
+    keep_aspect: scale the shorter side and cut out the centre, instead of stretching images of another aspect
 
     Raises FileNotFoundError or NotADirectoryError where there is no such name or directory, ValueError where
     it holds nothing known or a file is not what it should be, OSError where a file cannot be read, TypeError or
@@ -58,7 +64,7 @@ def load(source: str | os.PathLike, *, image_size: int | tuple[int, int] | None 
     if image_size is not None:
         image_size = check_size("load", "image_size", image_size)
     if source in BUNDLED:
-        return _resize(BUNDLED[source](), image_size)
+        return _resize(BUNDLED[source](), image_size, keep_aspect)
     directory = Path(source)
     names = ", ".join(BUNDLED)
     if not directory.exists():
@@ -67,6 +73,6 @@ def load(source: str | os.PathLike, *, image_size: int | tuple[int, int] | None 
         raise NotADirectoryError(f"load: {str(source)!r} is a file; give the directory it is in, or {names}")
     for known in FORMATS:
         if known.recognises(directory):
-            return known.load(directory, image_size)
+            return known.load(directory, image_size, keep_aspect)
     looked_for = "; ".join(known.looked_for for known in FORMATS)
     raise ValueError(f"load: {str(source)!r} holds no data set in a known format; looked for {looked_for}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.launch import jit, simulator
+from gpucnn.launch import jit, native, plan, simulator
 from gpucnn.launch.sources import SCALARS, Entry, Parameter, entries, structs
 
 GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
@@ -40,8 +40,24 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
         return
     if os.environ.get("GPUCNN_DEBUG"):
         print(f"gpucnn: {where}: {kernel}, grid {blocks}, {entry.threads} threads, {shared_bytes} shared bytes")
-    engine = simulator if where == "sim" else jit
-    engine.run(entry, blocks, bound, shared_bytes)
+    run = engine(where)
+    run(entry, blocks, bound, shared_bytes)
+    recorded = plan.current()
+    if recorded is not None:
+        recorded.add(run, entry, blocks, bound, shared_bytes)
+
+
+ENGINES = {"jit": jit.run, "native": native.run}
+
+
+def engine(device: str) -> plan.Engine:
+    """What runs kernels on a device: the simulator, or on a GPU the engine that GPUCNN_ENGINE names (jit)."""
+    if device == "sim":
+        return simulator.run
+    name = os.environ.get("GPUCNN_ENGINE") or "jit"
+    if name not in ENGINES:
+        raise ValueError(f"GPUCNN_ENGINE is {name!r}; it must be one of {', '.join(ENGINES)}")
+    return ENGINES[name]
 
 
 def max_pointers() -> int:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.launch.sources import FOLDER, Entry, sources_hash, structs
+from gpucnn.launch.sources import Entry, digest, folder, structs
 
 STATIC_SHARED_BYTES = 48 << 10  # above this, dynamic shared memory must be asked for
 
 
-def options() -> tuple[str, ...]:
+def options(file: str) -> tuple[str, ...]:
     """The compiler's options; CuPy adds -ftz=true and the architecture, and its cache key has no header's text."""
-    return "-std=c++17", f"-I{FOLDER}", f"-DGPUCNN_SOURCES={sources_hash()}"
+    return "-std=c++17", f"-I{folder()}", f"-DGPUCNN_SOURCES={digest(file)}"
 
 
 @cache
@@ -27,7 +28,7 @@ def function(name: str, file: str, device: int) -> Any:
 
 @cache
 def _module(file: str) -> Any:
-    return devices.cupy().RawModule(code=(FOLDER / file).read_text(), options=options())
+    return devices.cupy().RawModule(code=Path(file).read_text(), options=options(file))
 
 
 def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:

@@ -28,10 +28,11 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn import simulator_runtime
 from gpucnn.files import cache_folder, write_atomically
-from gpucnn.launch.sources import FOLDER, Entry, entries, sources_hash, structs
+from gpucnn.launch.sources import Entry, digest, entries, folder, structs
 
 RUNTIME = Path(simulator_runtime.__file__).parent
-COMMON_FLAGS = ("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-w", f"-I{RUNTIME}", f"-I{FOLDER}")
+# DWARF 4: addr2line 2.40 takes the including file's name for an included one's in DWARF 5.
+COMMON_FLAGS = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-w", f"-I{RUNTIME}")
 KERNEL_FLAGS = {
     "fast": ("-O3", "-fno-math-errno", "-fno-trapping-math"),
     "asan": (
@@ -105,6 +106,21 @@ def configured(**changes: Any) -> Iterator[Settings]:
         _settings = before
 
 
+_profiles: list[tuple[str, Profile]] | None = None
+
+
+@contextmanager
+def profiling() -> Iterator[list[tuple[str, Profile]]]:
+    """Inside this context launches on `sim` run in the mode "profile"; the list gets (kernel, Profile) of each."""
+    global _profiles
+    before, _profiles = _profiles, []
+    try:
+        with configured(mode="profile"):
+            yield _profiles
+    finally:
+        _profiles = before
+
+
 class _Buffer(ctypes.Structure):
     _fields_ = [("begin", ctypes.c_void_p), ("bytes", ctypes.c_size_t), ("writable", ctypes.c_int),
                 ("guarded", ctypes.c_int)]  # fmt: skip
@@ -152,6 +168,8 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     )
     if module.gpucnn_simulate(ctypes.byref(launch)):
         raise _error(entry, arguments, module, error.value.decode())
+    if _profiles is not None:
+        _profiles.append((entry.name, profile(entry.name)))
 
 
 def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -208,30 +226,31 @@ def _symbol_offset(path: str) -> int:
 
 @cache
 def _lines(path: str, offset: int) -> str:
-    """The innermost line that stands in a kernel's own file, else in any file."""
+    """Where the code of an address comes from: the innermost line in a .cu file, else in a header of kernels."""
     out = subprocess.run(
         ["addr2line", "-i", "-e", path, hex(offset)], capture_output=True, text=True, check=True
     ).stdout
     lines = [os.path.basename(line.split(" ")[0]) for line in out.splitlines()]
-    return next((line for line in lines if line.split(":")[0].endswith((".cu", ".cuh"))), lines[0])
+    suffixes = (".cu", ".cuh", "")
+    return next(line for suffix in suffixes for line in lines if line.split(":")[0].endswith(suffix))
 
 
 @cache
 def library(file: str, mode: str) -> ctypes.CDLL:
     """The shared library of one file of kernels in one mode, from the cache or compiled now."""
-    path = cache_folder("simulator") / f"{Path(file).stem}-{mode}-{_key(mode)}.so"
+    path = cache_folder("simulator") / f"{Path(file).stem}-{mode}-{_key(mode, digest(file))}.so"
     if not path.exists():
         _build(file, mode, path)
     return ctypes.CDLL(str(path))
 
 
 @cache
-def _key(mode: str) -> str:
-    digest = hashlib.sha256(sources_hash().encode())
+def _key(mode: str, kernels: str) -> str:
+    """What tells a compiled file apart: the texts of kernels and runtime, the flags, the compiler."""
+    found = hashlib.sha256(repr((kernels, COMMON_FLAGS, KERNEL_FLAGS[mode], compiler())).encode())
     for source in sorted(RUNTIME.glob("*.?pp")):
-        digest.update(source.read_bytes())
-    digest.update(repr((COMMON_FLAGS, KERNEL_FLAGS[mode], compiler())).encode())
-    return digest.hexdigest()[:16]
+        found.update(source.read_bytes())
+    return found.hexdigest()[:16]
 
 
 @cache
@@ -245,18 +264,18 @@ def compiler() -> tuple[str, str]:
 
 def _build(file: str, mode: str, path: Path) -> None:
     """Compile the kernels of a file, link them with the mode's runtime, and move the library into the cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        wrapper = Path(folder, "wrapper.cpp")
+    with tempfile.TemporaryDirectory() as temporary:
+        wrapper = Path(temporary, "wrapper.cpp")
         wrapper.write_text(_wrapper(file))
-        kernel, target = Path(folder, "kernel.o"), Path(folder, "library.so")
-        _compile("-c", *KERNEL_FLAGS[mode], str(wrapper), "-o", str(kernel))
+        kernel, target = Path(temporary, "kernel.o"), Path(temporary, "library.so")
+        _compile("-c", f"-I{folder()}", *KERNEL_FLAGS[mode], str(wrapper), "-o", str(kernel))
         _compile("-shared", str(kernel), *map(str, _runtime(mode)), "-o", str(target))
         write_atomically(path, target.read_bytes())
 
 
 def _wrapper(file: str) -> str:
     """The C++ text of a file of kernels and one function an entry point, which takes pointers to the arguments."""
-    lines = [f'#include "{FOLDER / file}"']
+    lines = [f'#include "{file}"']
     for entry in entries().values():
         if entry.file == file:
             lines.append(
@@ -268,12 +287,12 @@ def _wrapper(file: str) -> str:
 
 def _runtime(mode: str) -> list[Path]:
     """The mode's part of the runtime, compiled once."""
-    objects = []
+    objects, key = [], _key(mode, kernels="")
     for name in (*RUNTIME_FILES, f"access_{mode}"):
-        path = cache_folder("simulator") / f"{name}-{mode}-{_key(mode)}.o"
+        path = cache_folder("simulator") / f"{name}-{mode}-{key}.o"
         if not path.exists():
-            with tempfile.TemporaryDirectory() as folder:
-                target = Path(folder, "runtime.o")
+            with tempfile.TemporaryDirectory() as temporary:
+                target = Path(temporary, "runtime.o")
                 _compile("-c", "-O2", str(RUNTIME / f"{name}.cpp"), "-o", str(target))
                 write_atomically(path, target.read_bytes())
         objects.append(path)
@@ -285,3 +304,43 @@ def _compile(*arguments: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"simulator: {' '.join(command)} failed:\n{result.stderr[-4000:]}")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Accesses of one instruction: requests of a warp, bytes, and sectors (global) or passes (shared) they take.
+
+    - least: sectors or passes that the same bytes would take side by side
+    - partial: requests of fewer lanes than the warp has
+    """
+
+    space: str
+    writes: bool
+    requests: int
+    bytes: int
+    units: int
+    least: int
+    partial: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the last launch of a kernel in the mode "profile" did; lines: (file:line, code address) → Counts."""
+
+    barriers: int
+    flops: int
+    lines: dict[tuple[str, int], Counts]
+
+
+def profile(kernel: str) -> Profile:
+    """The counters of the last launch of `kernel`, or of another kernel in its file, in the mode "profile"."""
+    module = library(entries()[kernel].file, "profile")
+    module.gpucnn_profile.restype = ctypes.c_char_p
+    first, *rows = module.gpucnn_profile().decode().splitlines()
+    barriers, flops = map(int, first.split())
+    lines = {}
+    for row in rows:
+        code, space, access, *numbers = row.split()
+        counts = Counts("shared" if space == "s" else "global", access == "w", *map(int, numbers))
+        lines[source_line(module, int(code, 16)), int(code, 16)] = counts
+    return Profile(barriers, flops, lines)

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from gpucnn import kernels
 
-FOLDER = Path(kernels.__file__).parent
+_folder = Path(kernels.__file__).parent
+_registered: dict[Path, None] = {}
 SCALARS = {"int": "int32", "unsigned": "uint32", "int64": "int64", "uint64_t": "uint64", "float": "float32"}
 
 _KERNEL = re.compile(r"\bKERNEL\(((?:[^()]|\([^()]*\))*)\)\s*([\w#\s]+?)\s*\(([^()]*)\)")
 _DEFINE = re.compile(r"^#define (\w+)\(([^()]*)\)(.*)$", re.MULTILINE)
 _CONSTANT = re.compile(r"^constexpr int (\w+) = ([^;]+);", re.MULTILINE)
-_STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
+_STRUCT = re.compile(r"(?<!>\n)^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
 _FIELD = re.compile(r"^\s*([\w ]+?\*?) (\w+(?:\[\w+\])?(?:, \w+(?:\[\w+\])?)*);", re.MULTILINE)
 
 
@@ -40,7 +41,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry point: `threads` a block, of which at least `blocks` fit a multiprocessor."""
+    """An entry point of the file `file`: `threads` a block, of which at least `blocks` fit a multiprocessor."""
 
     name: str
     file: str
@@ -49,14 +50,57 @@ class Entry:
     parameters: tuple[Parameter, ...]
 
 
+def folder() -> Path:
+    """Where the library's kernels and headers are."""
+    return _folder
+
+
+def use_folder(path: Path) -> None:
+    """Take kernels and headers from another folder, as a copy with changes to try."""
+    global _folder
+    _folder = path
+    _forget()
+
+
+def register(path: str | Path) -> list[str]:
+    """Add a file of kernels of one's own, which may include the library's headers; returns its entry points.
+
+    Raises OSError if it cannot be read, and ValueError if it has no entry point or one of a name that is taken.
+    """
+    path = Path(path).absolute()
+    names = [entry.name for entry in parse(path.read_text(), str(path))]
+    if not names:
+        raise ValueError(f"{path}: there is no entry point: KERNEL(threads, blocks) name(parameters)")
+    before = dict(_registered)
+    _registered[path] = None
+    _forget()
+    try:
+        entries()
+    except ValueError:
+        _registered.clear()
+        _registered.update(before)
+        _forget()
+        raise
+    return names
+
+
+def files() -> list[Path]:
+    """Every file of kernels: the library's and the registered ones."""
+    return [*sorted(folder().glob("*.cu")), *_registered]
+
+
+def headers() -> list[Path]:
+    return sorted(folder().glob("*.cuh"))
+
+
 @cache
 def entries() -> dict[str, Entry]:
-    """Every entry point of kernels/*.cu by its name; raises ValueError for a name that stands twice."""
+    """Every entry point by its name; raises ValueError for a name that stands twice."""
     found: dict[str, Entry] = {}
-    for path in sorted(FOLDER.glob("*.cu")):
-        for entry in parse(path.read_text(), path.name):
+    for path in files():
+        for entry in parse(path.read_text(), str(path)):
             if entry.name in found:
-                raise ValueError(f"kernels: {entry.name} stands in {found[entry.name].file} and in {path.name}")
+                raise ValueError(f"kernels: {entry.name} stands in {found[entry.name].file} and in {path}")
             found[entry.name] = entry
     return found
 
@@ -118,7 +162,7 @@ def evaluate(expression: str, constants: dict[str, str]) -> int:
 def structs() -> dict[str, tuple[tuple[str, int], ...]]:
     """Structs that kernels take by value: name → ((C type of a field, how many of them), …) in their order."""
     found = {}
-    for path in sorted((*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh"))):
+    for path in (*files(), *headers()):
         text = re.sub(r"//[^\n]*", "", path.read_text())
         constants = {name: value for name, value in _CONSTANT.findall(text)}
         for name, body in _STRUCT.findall(text):
@@ -136,9 +180,14 @@ def _fields(body: str, constants: dict[str, str]) -> Iterator[tuple[str, int]]:
 
 
 @cache
-def sources_hash() -> str:
-    """A digest of every kernel source and header: what was compiled from other texts is not used."""
-    digest = hashlib.sha256()
-    for path in sorted((*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh"))):
-        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def digest(file: str) -> str:
+    """A digest of a file of kernels and of all headers: what was compiled from other texts is not used."""
+    found = hashlib.sha256()
+    for path in (Path(file), *headers()):
+        found.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def _forget() -> None:
+    for function in (entries, structs, digest):
+        function.cache_clear()

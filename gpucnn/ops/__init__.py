@@ -12,11 +12,7 @@ from gpucnn.ops.activation import sigmoid_forward as sigmoid_forward
 from gpucnn.ops.activation import softmax_backward as softmax_backward
 from gpucnn.ops.activation import softmax_forward as softmax_forward
 from gpucnn.ops.activation import tanh_forward as tanh_forward
-from gpucnn.ops.conv import ALGORITHMS as ALGORITHMS
-from gpucnn.ops.conv import Algorithm as Algorithm
-from gpucnn.ops.conv import UnsupportedAlgorithm as UnsupportedAlgorithm
 from gpucnn.ops.conv import check_operands as check_operands
-from gpucnn.ops.conv import choose as choose
 from gpucnn.ops.conv import conv2d_backward_bias as conv2d_backward_bias
 from gpucnn.ops.conv import conv2d_backward_input as conv2d_backward_input
 from gpucnn.ops.conv import conv2d_backward_weight as conv2d_backward_weight
@@ -27,6 +23,11 @@ from gpucnn.ops.conv3d import conv3d_backward_input as conv3d_backward_input
 from gpucnn.ops.conv3d import conv3d_backward_weight as conv3d_backward_weight
 from gpucnn.ops.conv3d import conv3d_forward as conv3d_forward
 from gpucnn.ops.conv3d import conv3d_shape as conv3d_shape
+from gpucnn.ops.conv_table import ALGORITHMS as ALGORITHMS
+from gpucnn.ops.conv_table import KERNEL_ALGORITHMS as KERNEL_ALGORITHMS
+from gpucnn.ops.conv_table import Algorithm as Algorithm
+from gpucnn.ops.conv_table import UnsupportedAlgorithm as UnsupportedAlgorithm
+from gpucnn.ops.conv_table import choose as choose
 from gpucnn.ops.conv_transpose import conv_transpose2d_forward as conv_transpose2d_forward
 from gpucnn.ops.conv_transpose import conv_transpose2d_shape as conv_transpose2d_shape
 from gpucnn.ops.dropout import dropout as dropout

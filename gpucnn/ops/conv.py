@@ -1,4 +1,4 @@
-"""Convolution of arrays: three passes, and a table of algorithms for each of them.
+"""Convolution of arrays: three passes, and tables of algorithms for each of them.
 
 conv2d is cross-correlation, as everywhere in deep learning:
 y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r·dilation − padding, q·stride + s·dilation − padding] · w[k,c,r,s].
@@ -6,149 +6,14 @@ y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r·dilation − padding, q·s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpucnn import _C
-from gpucnn.ops import conv_fft, conv_toeplitz, conv_winograd
+from gpucnn import device as devices
+from gpucnn.ops.conv_table import find
 from gpucnn.ops.shapes import ConvShape, require_float
-from gpucnn.threads import get_num_threads
-
-
-class UnsupportedAlgorithm(ValueError):
-    """The algorithm asked for cannot compute this convolution; the text says why and what would work."""
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """One way to compute one pass.
-
-    - supports(shape, dtype, device): None, or the reason why not
-    - workspace_bytes(shape, dtype): memory beyond inputs and output
-    - deterministic: two runs give the same bits
-    - run: forward (x, w, b, y, shape), backward_input (gy, w, gx, shape) or backward_weight (x, gy, gw, shape)
-    """
-
-    supports: Callable[[ConvShape, np.dtype, str], str | None]
-    workspace_bytes: Callable[[ConvShape, np.dtype], int]
-    deterministic: bool
-    run: Callable[..., None]
-
-
-def _everything(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
-    return None if device == "cpu" else f"it runs on the device cpu, not {device}"
-
-
-def _direct_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Depthwise passes take a padded plane and a block of rows for each thread, others nothing."""
-    if shape.C != shape.groups:
-        return 0
-    (sh, sw), (dh, dw) = shape.stride, shape.dilation
-    height, width = shape.P + (shape.R - 1) * dh // sh, shape.Q + (shape.S - 1) * dw // sw
-    values = sh * sw * height * width + max(2048, width)
-    return get_num_threads() * (values * dtype.itemsize + 8 * shape.R * shape.S)
-
-
-def _im2col_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    return _C.conv2d_im2col_workspace_bytes(shape.flat, dtype.itemsize)
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """A function of the extension, which takes the shape as plain integers."""
-
-    def run(*arguments: Any) -> None:
-        *arrays, shape = arguments
-        function(*arrays, shape.flat)
-
-    return run
-
-
-def _table(**algorithms: tuple[Any, ...]) -> dict[str, Algorithm]:
-    """Rows of (supports, workspace_bytes, run); none of them adds across threads, so all are deterministic."""
-    return {name: Algorithm(supports, workspace, True, run) for name, (supports, workspace, run) in algorithms.items()}
-
-
-ALGORITHMS: dict[str, dict[str, Algorithm]] = {
-    "conv2d_forward": _table(
-        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_forward_direct)),
-        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_forward_im2col)),
-        toeplitz=(conv_toeplitz.supports, conv_toeplitz.forward_workspace, conv_toeplitz.forward),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.forward),
-        winograd=(
-            conv_winograd.supports,
-            conv_winograd.winograd_workspace,
-            _compiled(_C.conv2d_forward_winograd),
-        ),
-        winograd4=(
-            conv_winograd.supports,
-            conv_winograd.winograd4_workspace,
-            _compiled(_C.conv2d_forward_winograd4),
-        ),
-    ),
-    "conv2d_backward_input": _table(
-        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_input_direct)),
-        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_input_im2col)),
-        toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_input_workspace, conv_toeplitz.backward_input),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.backward_input),
-        winograd=(
-            conv_winograd.supports,
-            conv_winograd.winograd_workspace,
-            _compiled(_C.conv2d_backward_input_winograd),
-        ),
-        winograd4=(
-            conv_winograd.supports,
-            conv_winograd.winograd4_workspace,
-            _compiled(_C.conv2d_backward_input_winograd4),
-        ),
-    ),
-    "conv2d_backward_weight": _table(
-        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_weight_direct)),
-        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_weight_im2col)),
-        toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_weight_workspace, conv_toeplitz.backward_weight),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, conv_fft.backward_weight),
-        winograd=(
-            conv_winograd.supports,
-            conv_winograd.winograd_workspace,
-            _compiled(_C.conv2d_backward_weight_winograd),
-        ),
-        winograd4=(
-            conv_winograd.supports,
-            conv_winograd.winograd4_workspace,
-            _compiled(_C.conv2d_backward_weight_winograd4),
-        ),
-    ),
-}
-
-
-def choose(operation: str, shape: ConvShape) -> str:
-    """The algorithm that "auto" stands for: a function of integers alone.
-
-    Depthwise convolution has one input channel a group: a GEMM of one row and R·S columns wastes the register tile, so
-    direct loops win. Everything else has enough reuse for im2col's register tile.
-    """
-    depthwise = shape.C == shape.groups
-    return "direct" if depthwise and shape.C > 1 else "im2col"
-
-
-def find(operation: str, shape: ConvShape, dtype: np.dtype, algorithm: str, device: str = "cpu") -> Algorithm:
-    """The table's entry for `algorithm`, or for the choice if it is "auto".
-
-    Raises UnsupportedAlgorithm for an unknown name, or one that cannot compute this shape.
-    """
-    table = ALGORITHMS[operation]
-    name = choose(operation, shape) if algorithm == "auto" else algorithm
-    able = [other for other, entry in table.items() if entry.supports(shape, dtype, device) is None]
-    if name not in table:
-        raise UnsupportedAlgorithm(
-            f"{operation}: algorithm {name!r} is unknown; use 'auto' or one of {', '.join(able)}"
-        )
-    reason = table[name].supports(shape, dtype, device)
-    if reason is not None:
-        raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r}: {reason}; these would work: {', '.join(able)}")
-    return table[name]
 
 
 def check_operands(operation: str, x: Any, weight: Any, bias: Any, filters: int) -> None:
@@ -160,41 +25,52 @@ def check_operands(operation: str, x: Any, weight: Any, bias: Any, filters: int)
         )
 
 
-def conv2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
+def conv2d_forward(
+    x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto", relu: bool = False
+) -> np.ndarray:
     """y (N,K,P,Q) = x (N,C,H,W) convolved with weight (K,C/groups,R,S), plus bias (K,) unless it is None.
 
+    - relu: y = max(y, 0), in the same pass over memory where kernels run
     Raises TypeError for dtypes that differ or are not float32/float64, ValueError for a bias of another shape, and
     UnsupportedAlgorithm.
     """
     check_operands("conv2d", x, weight, bias, shape.K)
-    entry = find("conv2d_forward", shape, x.dtype, algorithm)
-    y = np.empty(shape.y, x.dtype)
-    contiguous_bias = None if bias is None else np.ascontiguousarray(bias)
-    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(weight), contiguous_bias, y, shape)
+    entry = find("conv2d_forward", shape, x.dtype, algorithm, devices.of(x))
+    y = devices.empty(shape.y, x.dtype, x)
+    weight, bias = devices.contiguous(weight), devices.contiguous(bias)
+    if devices.runs_kernels(x):
+        entry.run(x, weight, bias, y, shape, relu)
+        return y
+    entry.run(devices.contiguous(x), weight, bias, y, shape)
+    if relu:
+        _C.relu_forward(y, y)
     return y
 
 
 def conv2d_backward_input(gy: Any, weight: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
     """gx (N,C,H,W), the gradient of x, from gy (N,K,P,Q) and weight; raises as conv2d_forward does."""
     require_float("conv2d_backward_input", gy=gy, weight=weight)
-    entry = find("conv2d_backward_input", shape, gy.dtype, algorithm)
-    gx = np.empty(shape.x, gy.dtype)
-    entry.run(np.ascontiguousarray(gy), np.ascontiguousarray(weight), gx, shape)
+    entry = find("conv2d_backward_input", shape, gy.dtype, algorithm, devices.of(gy))
+    gx = devices.empty(shape.x, gy.dtype, gy)
+    gy = gy if devices.runs_kernels(gy) else devices.contiguous(gy)
+    entry.run(gy, devices.contiguous(weight), gx, shape)
     return gx
 
 
 def conv2d_backward_weight(x: Any, gy: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
     """gw (K,C/groups,R,S), the gradient of weight, from x and gy (N,K,P,Q); raises as conv2d_forward does."""
     require_float("conv2d_backward_weight", x=x, gy=gy)
-    entry = find("conv2d_backward_weight", shape, gy.dtype, algorithm)
-    gw = np.empty(shape.weight, gy.dtype)
-    entry.run(np.ascontiguousarray(x), np.ascontiguousarray(gy), gw, shape)
+    entry = find("conv2d_backward_weight", shape, gy.dtype, algorithm, devices.of(gy))
+    gw = devices.empty(shape.weight, gy.dtype, gy)
+    if not devices.runs_kernels(gy):
+        x, gy = devices.contiguous(x), devices.contiguous(gy)
+    entry.run(x, gy, gw, shape)
     return gw
 
 
 def conv2d_backward_bias(gy: Any) -> np.ndarray:
     """gb (K,) = Σ gy (N,K,P,Q) over n, p and q."""
     require_float("conv2d_backward_bias", gy=gy)
-    gb = np.empty(gy.shape[1], gy.dtype)
-    _C.conv2d_backward_bias(np.ascontiguousarray(gy), gb)
+    gb = devices.empty(gy.shape[1], gy.dtype, gy)
+    _C.conv2d_backward_bias(devices.contiguous(gy), gb)
     return gb

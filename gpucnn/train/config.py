@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from gpucnn import device as devices
 from gpucnn import models
+from gpucnn.train import augmentation
+from gpucnn.train.rules import COUNT, NOT_NEGATIVE, POSITIVE, Rule
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
 SCHEDULES = ("cosine", "step", "constant", "plateau", "multi-step", "polynomial", "one-cycle")
@@ -16,45 +16,21 @@ ENDLESS = ("constant", "plateau")  # schedules that do not depend on the number 
 WITHOUT_WARMUP = ("plateau", "one-cycle")  # the latter rises by itself
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a number must be: int or float, and a condition, in words too."""
-
-    kind: type
-    words: str
-    holds: Callable[[Any], bool]
-
-    def accepts(self, value: Any) -> bool:
-        """Whether `value` is of the kind (an int may stand for a float), finite and within the condition."""
-        kinds = (int,) if self.kind is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and self.holds(value)
-
-    def parse(self, text: str) -> Any:
-        """The number in `text`; raises ValueError, naming text and rule, unless there is one that is accepted."""
-        try:
-            value = self.kind(text)
-        except ValueError:
-            value = None
-        if not self.accepts(value):
-            raise ValueError(f"{text!r} is not {self.words}")
-        return value
-
-
-COUNT = Rule(int, "a whole number of at least 1", lambda value: value >= 1)
 RULES = {
     "epochs": COUNT,
     "batch_size": COUNT,
-    "lr": Rule(float, "a finite number above 0", lambda value: value > 0),
+    "lr": POSITIVE,
     "momentum": Rule(float, "a number of at least 0 and below 1", lambda value: 0 <= value < 1),
-    "weight_decay": Rule(float, "a finite number of at least 0", lambda value: value >= 0),
+    "weight_decay": NOT_NEGATIVE,
+    "l1_decay": NOT_NEGATIVE,
+    "clip_norm": POSITIVE,
     "warmup": Rule(float, "a finite number of epochs of at least 0", lambda value: value >= 0),
-    "shift": Rule(int, "a whole number of pixels of at least 0", lambda value: value >= 0),
     "validation": Rule(float, "a fraction of at least 0 and below 1", lambda value: 0 <= value < 1),
     "early_stop": COUNT,
     "limit": COUNT,
     "seed": Rule(int, "a whole number from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
 }
-OPTIONAL = ("early_stop", "limit")
+OPTIONAL = ("clip_norm", "early_stop", "limit")
 
 
 @dataclass(frozen=True)
@@ -64,16 +40,18 @@ class TrainConfig:
     - model, arguments: what `models.create` takes; data: what `data.load` takes
     - epochs: passes over the training part; batch_size: images a step
     - optimizer: "sgd" (with momentum), "adam", "adamw", "rmsprop", "adagrad" or "adadelta"; lr: its highest rate;
-      momentum: of sgd and rmsprop; weight_decay: as in `optim`
+      momentum: of sgd and rmsprop; weight_decay, l1_decay: as in `optim`
+    - clip_norm: the largest norm of all gradients together, to which longer ones are scaled down; None for no limit
     - schedule: "cosine" (to zero at the end), "step" (a tenth after each third), "constant", "plateau" (a tenth when
       the validation loss stays), "multi-step" (a tenth after a half, and after three quarters), "polynomial" (a
       straight line to zero) or "one-cycle" (up for three tenths of the run, then down to almost zero)
     - warmup: epochs in which the rate grows, at most a fifth of the run
-    - augment: whether training images are moved at random, by up to `shift` pixels along each axis
+    - augment: random changes to training images, such as ["shift:2", "flip"]; [] for none. Moves (shift, crop, flip)
+      come first, in their order, then the others (rotate, brightness, contrast, saturation, sharpness) in theirs
     - validation: share of the training images kept apart to be measured on; early_stop: stop after so many epochs
       without a better validation accuracy, or None
     - limit: the first so many training and test images, or None for all
-    - seed: of initial weights, order, shifts, validation part and dropout; device: "auto", "cpu", "sim" or "cuda"
+    - seed: of initial weights, order, augmentation, validation part and dropout; device: "auto", "cpu", "sim" or "cuda"
     Raises ValueError naming the setting, its value and the rule.
     """
 
@@ -88,8 +66,9 @@ class TrainConfig:
     weight_decay: float
     schedule: str
     warmup: float
-    augment: bool
-    shift: int
+    augment: list[str]
+    l1_decay: float = 0.0
+    clip_norm: float | None = None
     validation: float = 0.0
     early_stop: int | None = None
     limit: int | None = None
@@ -99,8 +78,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, choices in (("model", models.names()), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             check_choice(name, getattr(self, name), choices)
-        if not isinstance(self.augment, bool):
-            raise ValueError(f"augment is {self.augment!r}; it must be True or False")
+        check_augment(self.augment)
         for name, rule in RULES.items():
             value = getattr(self, name)
             if not rule.accepts(value) and not (value is None and name in OPTIONAL):
@@ -127,6 +105,17 @@ class TrainConfig:
     def get(self, name: str) -> Any:
         """The value of a setting named as `differences` does."""
         return _flat(self).get(name)
+
+
+def check_augment(changes: Any) -> None:
+    """Raise ValueError unless `changes` is a list of texts that `augmentation.parse` takes."""
+    if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
+        raise ValueError(f"augment is {changes!r}; it must be a list such as ['shift:2', 'flip'], or [] for none")
+    for change in changes:
+        try:
+            augmentation.parse(change)
+        except ValueError as error:
+            raise ValueError(f"augment: {error}") from None
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -69,8 +69,7 @@ def recipe(model: str, dataset: Dataset, data: str | None = None, **settings: An
         "weight_decay": WEIGHT_DECAY.get(optimizer, 0.0),
         "schedule": "cosine",
         "warmup": 0.0 if given.get("schedule") in WITHOUT_WARMUP else WARMUP,
-        "augment": True,
-        "shift": round(SHIFT * arguments.get("image_size", dataset.image_size[0])),
+        "augment": [f"shift:{round(SHIFT * arguments.get('image_size', dataset.image_size[0]))}"],
     }
     given = {name: value for name, value in given.items() if name in own}
     return TrainConfig(model=model, arguments=arguments, data=data or dataset.name, **{**defaults, **given})

@@ -118,9 +118,9 @@ def continued(stored: checkpoint.Checkpoint, folder: RunFolder, model: str, sett
             )
     if asked.epochs != config.epochs and config.schedule not in ENDLESS:
         raise ValueError(
-            f"cannot resume {folder} with epochs {asked.epochs}: its {config.schedule} schedule ends at epoch "
-            f"{config.epochs}, and only {' and '.join(ENDLESS)} ones can go on; leave it out, choose another --out, or "
-            "replace the run with --overwrite"
+            f"cannot resume {folder} with epochs {asked.epochs}: its {config.schedule} schedule is planned for "
+            f"{config.epochs} (only {' and '.join(ENDLESS)} ones can be prolonged); leave --epochs out to end the run "
+            f"as planned, or train {asked.epochs} from the start with --overwrite or another --out"
         )
     if asked.epochs < epoch + (batch > 0):
         raise ValueError(
@@ -181,6 +181,9 @@ class _Run:
                 "give the same data, choose another --out, or replace the run with --overwrite"
             )
         unpack(stored, self.trainer)
+        differences = other_machine(stored.metadata["environment"], checkpoint.environment())
+        if differences:
+            self.report.warning(f"{self.folder} was stored with {differences}; the last bits of its result may differ")
         if self.trainer.best is None:
             self.folder.best.unlink(missing_ok=True)  # of a run replaced by this one, or of an epoch to be run again
         self.folder.write_metrics(self.trainer.history)
@@ -277,6 +280,15 @@ class _Run:
             f"{len(self.test.classes)} classes; {config.epochs} epochs of {len(trainer.loader)} steps, "
             f"{config.optimizer}, lr {config.lr:g} ({config.schedule})",
         ]
+
+
+def other_machine(stored: dict[str, Any], here: dict[str, Any]) -> str:
+    """In words, in which of the things that a result's bits depend on `stored` differs from `here`; "" if in none."""
+    return ", ".join(
+        f"{stored.get(name)!r:.80} as its {what} (here {here[name]!r:.80})"
+        for name, what in (("threads", "number of threads"), ("processor", "processor"), ("machine", "kind of machine"))
+        if stored.get(name) != here[name]
+    )
 
 
 def fingerprint(dataset: Dataset) -> dict[str, int]:

@@ -12,10 +12,11 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn import optim
-from gpucnn.data import Augment, DataLoader, Dataset, Normalize, Shift
+from gpucnn.data import DataLoader, Dataset, Normalize
 from gpucnn.models import Network
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor
+from gpucnn.train import augmentation
 from gpucnn.train.config import ENDLESS, TrainConfig
 from gpucnn.train.diagnosis import NonFiniteError, first_non_finite, non_finite_weights
 from gpucnn.train.evaluation import evaluate
@@ -56,11 +57,13 @@ class Trainer:
     ) -> None:
         self.model, self.config, self.validation, self.normalize = model, config, validation, normalize
         self.report = report or Report()
+        augment, transform = augmentation.build(config.augment)
         self.loader = DataLoader(
             training,
             config.batch_size,
             shuffle=True,
-            augment=Augment(Shift(config.shift)) if config.augment else None,
+            augment=augment,
+            transform=transform,
             normalize=normalize,
             seed=config.seed,
         )
@@ -140,6 +143,8 @@ class Trainer:
         if not math.isfinite(value):
             layer = first_non_finite(self.model, images, random_state)
             raise self._non_finite(f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}): {layer}")
+        if self.config.clip_norm is not None:
+            optim.clip_grad_norm(self.optimizer.parameters, self.config.clip_norm)
         self.optimizer.step()
         self.sums["loss"] += value * len(labels)
         self.sums["correct"] += int(np.count_nonzero(scores.data.argmax(axis=1) == labels))
@@ -203,8 +208,8 @@ def is_better(entry: dict[str, Any], best: dict[str, Any] | None) -> bool:
 def make_optimizer(config: TrainConfig, model: Network) -> optim.Optimizer:
     """The optimiser that `config` names, of all parameters of the model."""
     momentum = {"momentum": config.momentum} if config.optimizer in ("sgd", "rmsprop") else {}
-    kind = OPTIMIZERS[config.optimizer]
-    return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **momentum)
+    decay = {"weight_decay": config.weight_decay, "l1_decay": config.l1_decay}
+    return OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr, **decay, **momentum)
 
 
 def make_schedule(

@@ -1,0 +1,176 @@
+"""The static gate: every kernel compiled for every architecture it is meant for, and its machine code looked at.
+
+    python -m gpucnn.bench.gate [--update] [--out build/gate.json]
+
+It needs no GPU. It fails where code spills registers or uses local memory, where an instruction that a kernel is built
+around is missing, where NVRTC and nvcc of one version give different machine code, and where registers or shared memory
+differ from the table bench/gate.json, which --update writes anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gpucnn.files import write_atomically
+from gpucnn.launch import compilers, sources
+
+TABLE = Path(__file__).parent / "gate.json"
+COMPARED_WITH_NVCC = ("sm_80", "sm_90a")
+# Kernels of which every entry point must hold these instructions on sm_80 and later: entry's first letters → names.
+EXPECTED: dict[str, tuple[str, ...]] = {}
+COUNTED = re.compile(
+    r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|UTMALDG|SYNCS|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the gate, print what it finds, write all records; 0 if nothing is wrong."""
+    parser = argparse.ArgumentParser(prog="gate", description=__doc__.splitlines()[0])
+    parser.add_argument("--update", action="store_true", help="write the table of registers and shared memory anew")
+    parser.add_argument("--out", type=Path, default=Path("build/gate.json"), help="where all records go, as JSON")
+    options = parser.parse_args(arguments)
+    records, faults = inspect_all()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.out, json.dumps(records, indent=1).encode())
+    if options.update:
+        write_atomically(TABLE, format_table(table_of(records)).encode())
+    faults += [fault for record in records for fault in record_faults(record)]
+    faults += differences(json.loads(TABLE.read_text()), table_of(records))
+    print("\n".join(faults) or "nothing to find fault with")
+    entry_points = len({record["kernel"] for record in records})
+    print(f"gate: {entry_points} entry points, {len(records)} compiled kernels, {len(faults)} faults; {options.out}")
+    return bool(faults)
+
+
+def inspect_all() -> tuple[list[dict[str, Any]], list[str]]:
+    """(records of all kernels, differences between the two compilers)."""
+    jobs = [(str(file), arch) for file in sources.files() for arch in compilers.ARCHITECTURES]
+    with ThreadPoolExecutor() as pool:
+        records = [record for part in pool.map(lambda job: inspect(*job), jobs) for record in part]
+        faults = pool.map(lambda job: compare_compilers(*job), (job for job in jobs if job[1] in COMPARED_WITH_NVCC))
+        return records, [fault for part in faults for fault in part]
+
+
+def inspect(file: str, architecture: str) -> list[dict[str, Any]]:
+    """One record a kernel: what it takes of registers and memory, and how often it has each instruction of interest."""
+    code, log = compilers.cubin(file, architecture, "nvrtc")
+    usage, spills, listing = resource_usage(code), spilled_bytes(log), disassemble(code)
+    return [
+        {
+            "kernel": kernel,
+            "arch": architecture,
+            "registers": registers,
+            "shared_bytes": shared,
+            "spill_bytes": spills.get(kernel, 0),
+            "local_bytes": local,
+            "instructions": count_instructions(listing[kernel]),
+        }
+        for kernel, (registers, shared, local) in usage.items()
+    ]
+
+
+def compare_compilers(file: str, architecture: str) -> list[str]:
+    """What differs between NVRTC's and nvcc's code, if their versions are one."""
+    if not compilers.nvcc_version().startswith(compilers.nvrtc_version() + "."):
+        return []
+    one, other = (disassemble(compilers.cubin(file, architecture, name)[0]) for name in compilers.COMPILERS)
+    different = [kernel for kernel in one if one[kernel] != other.get(kernel)]
+    return [f"{kernel}, {architecture}: nvcc and NVRTC give different code" for kernel in different]
+
+
+def _cuobjdump(code: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        command = [compilers.find_tool("cuobjdump"), option, file.name]
+        # cuobjdump runs nvdisasm, which it looks for on PATH
+        path = str(Path(compilers.find_tool("nvdisasm")).parent)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": path})
+        return result.stdout
+
+
+def resource_usage(code: bytes) -> dict[str, tuple[int, int, int]]:
+    """kernel → (registers, bytes of static shared memory, bytes of local memory)."""
+    pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+    found = re.findall(pattern, _cuobjdump(code, "-res-usage"))
+    return {
+        name: (int(registers), int(shared), int(stack) + int(local)) for name, registers, stack, shared, local in found
+    }
+
+
+def spilled_bytes(log: str) -> dict[str, int]:
+    """kernel → bytes of spill stores and loads, from what ptxas says."""
+    pattern = r"Function properties for (\w+)\s+ptxas\s+\.\s+\d+ bytes stack frame, (\d+) bytes spill stores, (\d+)"
+    alternative = r"Function properties for (\w+)\s+\d+ bytes stack frame, (\d+) bytes spill stores, (\d+)"
+    found = re.findall(pattern, log) or re.findall(alternative, log)
+    return {kernel: int(stores) + int(loads) for kernel, stores, loads in found}
+
+
+def disassemble(code: bytes) -> dict[str, list[str]]:
+    """kernel → its machine instructions, as text without addresses and encodings."""
+    listing: dict[str, list[str]] = {}
+    for part in _cuobjdump(code, "-sass").split("Function : ")[1:]:
+        name, _, body = part.partition("\n")
+        listing[name.strip()] = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.+?) ;", body)
+    return listing
+
+
+def count_instructions(listing: list[str]) -> dict[str, int]:
+    """How often the instructions of COUNTED stand in the code, by their whole names (LDG.E.128, not LDG)."""
+    names = (re.sub(r"^@!?U?P\w+ ", "", line).split()[0] for line in listing)
+    return dict(sorted(Counter(_width(name) for name in names if COUNTED.match(name)).items()))
+
+
+def _width(name: str) -> str:
+    """The name with its width, without caching hints: LDG.E.128.CONSTANT → LDG.E.128."""
+    parts = [part for part in name.split(".") if part in ("E", "64", "128") or part == name.split(".")[0]]
+    return ".".join(parts)
+
+
+def record_faults(record: dict[str, Any]) -> list[str]:
+    """What is wrong with one kernel, whatever the table says."""
+    where, instructions = f"{record['kernel']}, {record['arch']}", record["instructions"]
+    faults = [f"{where}: {name} is {record[name]}" for name in ("spill_bytes", "local_bytes") if record[name]]
+    faults += [
+        f"{where}: {instructions[name]} {name}" for name in instructions if name.startswith(("LDL", "STL", "DFMA"))
+    ]
+    if record["arch"] == "sm_75":
+        return faults
+    expected = [names for start, names in EXPECTED.items() if record["kernel"].startswith(start)]
+    missing = [name for names in expected for name in names if not any(name in found for found in instructions)]
+    return faults + [f"{where}: no {name}, which the kernel is built around" for name in missing]
+
+
+def table_of(records: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """kernel → architecture → [registers, bytes of static shared memory]."""
+    table: dict[str, dict[str, list[int]]] = {}
+    for record in records:
+        table.setdefault(record["kernel"], {})[record["arch"]] = [record["registers"], record["shared_bytes"]]
+    return dict(sorted(table.items()))
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """JSON with a line a kernel."""
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in table.items()) + "\n}\n"
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What changed against the table, which --update accepts."""
+    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return [
+        f"{name}: the table has {old.get(name)}, the code {new.get(name)}; --update if that is right"
+        for name in changed
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

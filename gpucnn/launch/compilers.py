@@ -1,0 +1,141 @@
+"""CUDA compilers, which need no GPU: nvcc and NVRTC, wherever the system or PyPI's packages have them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from gpucnn.files import cache_folder, write_atomically
+from gpucnn.launch.sources import digest, folder
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+COMPILERS = ("nvcc", "nvrtc")
+
+
+class CompileError(RuntimeError):
+    """A kernel does not compile; the text is the compiler's."""
+
+
+def check_architecture(name: str) -> None:
+    """Raise ValueError unless `name` is written as nvcc takes it for code of one GPU, such as "sm_90a"."""
+    if not re.fullmatch(r"sm_\d{2,3}[af]?", name):
+        raise ValueError(f"architecture {name!r}: it must be such as {', '.join(ARCHITECTURES)}")
+
+
+def flags(architecture: str) -> list[str]:
+    """What both compilers are given, so that their code is the same; CuPy adds -ftz=true, too."""
+    return [f"-arch={architecture}", "-std=c++17", "-ftz=true", f"-I{folder()}"]
+
+
+def _package_folders() -> list[Path]:
+    """Where PyPI's CUDA packages put their files: nvidia/cu13 and its like."""
+    found = importlib.util.find_spec("nvidia")
+    roots = found.submodule_search_locations if found else None
+    return [path for root in roots or () for path in sorted(Path(root).glob("cu[0-9]*"), reverse=True)]
+
+
+@cache
+def find_tool(name: str) -> str:
+    """The path of nvcc, cuobjdump, …: on PATH, in CUDA_HOME, or of PyPI's packages; raises ValueError without one."""
+    places = [os.environ.get("PATH", ""), *(str(path / "bin") for path in _toolkits())]
+    path = shutil.which(name, path=os.pathsep.join(places))
+    if path is None:
+        raise ValueError(f"{name} is not installed; pip install 'gpucnn[gate]', or a CUDA toolkit whose bin is on PATH")
+    return path
+
+
+def _toolkits() -> list[Path]:
+    homes = [os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"]
+    return [*map(Path, homes), *_package_folders()]
+
+
+def has_tool(name: str) -> bool:
+    """Whether `find_tool` finds it."""
+    try:
+        return bool(find_tool(name))
+    except ValueError:
+        return False
+
+
+@cache
+def nvcc_version() -> str:
+    """Such as "13.0.88"."""
+    text = subprocess.run([find_tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\bV(\d+\.\d+\.\d+)", text)
+    return found[1] if found else text.strip().splitlines()[-1]
+
+
+def compile_with_nvcc(file: str, architecture: str) -> tuple[bytes, str]:
+    """(cubin, what the compiler said) of a file of kernels; raises CompileError."""
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary, "kernels.cubin")
+        options = ["-cubin", *flags(architecture), "-Xptxas", "-v,-warn-spills"]
+        command = [find_tool("nvcc"), *options, file, "-o", str(target)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise CompileError(f"{file}, {architecture}, nvcc:\n{result.stderr[-4000:]}")
+        return target.read_bytes(), result.stderr
+
+
+@cache
+def nvrtc() -> ctypes.CDLL:
+    """The NVRTC library; raises ValueError where there is none."""
+    names = [path for root in _toolkits() for sub in ("lib", "lib64") for path in (root / sub).glob("libnvrtc.so.*")]
+    if not names:
+        raise ValueError("NVRTC is not installed; pip install 'gpucnn[gate]', or a CUDA toolkit in /usr/local/cuda")
+    for builtins in names[0].parent.glob("libnvrtc-builtins.so.*"):  # it finds them only if they are loaded already
+        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(names[0]))
+
+
+def nvrtc_version() -> str:
+    """Such as "13.0"."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
+
+
+def compile_with_nvrtc(file: str, architecture: str) -> tuple[bytes, str]:
+    """(cubin, what the compiler said) of a file of kernels; raises CompileError."""
+    program = ctypes.c_void_p()
+    nvrtc().nvrtcCreateProgram(ctypes.byref(program), Path(file).read_bytes(), Path(file).name.encode(), 0, None, None)
+    try:
+        options = [*flags(architecture), "--ptxas-options=-v", "--ptxas-options=-warn-spills"]
+        encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        failed = nvrtc().nvrtcCompileProgram(program, len(options), encoded)
+        log = _nvrtc_output(program, "ProgramLog").rstrip(b"\0").decode()
+        if failed:
+            raise CompileError(f"{file}, {architecture}, NVRTC:\n{log[-4000:]}")
+        return _nvrtc_output(program, "CUBIN"), log
+    finally:
+        nvrtc().nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _nvrtc_output(program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    getattr(nvrtc(), f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    getattr(nvrtc(), f"nvrtcGet{what}")(program, buffer)
+    return buffer.raw
+
+
+def cubin(file: str, architecture: str, compiler: str) -> tuple[bytes, str]:
+    """(cubin, what the compiler said), from the cache or compiled now; compiler: "nvcc" or "nvrtc"."""
+    check_architecture(architecture)
+    version = nvcc_version() if compiler == "nvcc" else nvrtc_version()
+    text = repr((compiler, version, flags(architecture)[:-1], digest(file)))
+    stem = f"{Path(file).stem}-{architecture}-{compiler}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    path, log = cache_folder("cubin") / f"{stem}.cubin", cache_folder("cubin") / f"{stem}.log"
+    if not (path.exists() and log.exists()):
+        code, said = (compile_with_nvcc if compiler == "nvcc" else compile_with_nvrtc)(file, architecture)
+        write_atomically(log, said.encode())
+        write_atomically(path, code)
+    return path.read_bytes(), log.read_text()
