@@ -12,6 +12,7 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
+from gpucnn.ops import conv_sums
 from gpucnn.ops.conv_table import find
 from gpucnn.ops.shapes import ConvShape, require_float
 
@@ -72,5 +73,8 @@ def conv2d_backward_bias(gy: Any) -> np.ndarray:
     """gb (K,) = Σ gy (N,K,P,Q) over n, p and q."""
     require_float("conv2d_backward_bias", gy=gy)
     gb = devices.empty(gy.shape[1], gy.dtype, gy)
-    _C.conv2d_backward_bias(devices.contiguous(gy), gb)
+    if devices.runs_kernels(gy):
+        conv_sums.sum_channels(gy, gb)
+    else:
+        _C.conv2d_backward_bias(devices.contiguous(gy), gb)
     return gb

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
-from gpucnn.ops import conv_direct, conv_fft, conv_toeplitz, conv_winograd
+from gpucnn.ops import conv_direct, conv_fft, conv_im2col, conv_implicit_gemm, conv_toeplitz, conv_winograd
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.threads import get_num_threads
 
@@ -123,12 +123,30 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
 # Of devices that run kernels: cuda and sim.
 KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
     "conv2d_forward": _table(
+        implicit_gemm=(
+            conv_implicit_gemm.supports,
+            conv_implicit_gemm.forward_workspace,
+            conv_implicit_gemm.forward,
+        ),
+        im2col=(conv_im2col.supports, conv_im2col.forward_workspace, conv_im2col.forward),
         direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.forward),
     ),
     "conv2d_backward_input": _table(
+        implicit_gemm=(
+            conv_implicit_gemm.supports,
+            conv_implicit_gemm.backward_input_workspace,
+            conv_implicit_gemm.backward_input,
+        ),
+        im2col=(conv_im2col.supports, conv_im2col.backward_input_workspace, conv_im2col.backward_input),
         direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.backward_input),
     ),
     "conv2d_backward_weight": _table(
+        implicit_gemm=(
+            conv_implicit_gemm.supports,
+            conv_implicit_gemm.backward_weight_workspace,
+            conv_implicit_gemm.backward_weight,
+        ),
+        im2col=(conv_im2col.supports, conv_im2col.backward_weight_workspace, conv_im2col.backward_weight),
         direct=(conv_direct.supports, conv_direct.backward_weight_workspace, conv_direct.backward_weight),
     ),
 }
@@ -145,11 +163,14 @@ def choose(operation: str, shape: ConvShape, device: str = "cpu") -> str:
     On the CPU: depthwise convolution has one input channel a group, and a GEMM of one row and R·S columns wastes the
     register tile, so direct loops win. Everything else has enough reuse for im2col's register tile.
 
-    Where kernels run: implicit_gemm, which writes no patches to memory and sums over the batch in one product; but direct
-    for groups of few channels and for first layers (`conv_direct.wins` has the reasons).
+    Where kernels run: implicit_gemm, which writes no patches to memory and sums over the batch in one product; direct
+    for groups of few channels and for first layers (`conv_direct.wins` has the reasons); and im2col for what
+    implicit_gemm refuses, filters whose rows and columns do not fit the 32 bits of its masks.
     """
     if device != "cpu":
-        return "direct" if conv_direct.wins(operation, shape) else "implicit_gemm"
+        if conv_direct.wins(operation, shape):
+            return "direct"
+        return "implicit_gemm" if conv_implicit_gemm.supports(shape, np.dtype(np.float32), device) is None else "im2col"
     depthwise = shape.C == shape.groups
     return "direct" if depthwise and shape.C > 1 else "im2col"
 

@@ -46,7 +46,9 @@ def multiprocessors() -> int:
 
 
 @cache
-def choose_tile(M: int, N: int, K: int, B: int, multiprocessors: int) -> tuple[Tile, int]:
+def choose_tile(
+    M: int, N: int, K: int, B: int, multiprocessors: int, tiles: tuple[Tile, ...] = TILES
+) -> tuple[Tile, int]:
     """(tile, splits) of the product of B matrices M×K and K×N, by the estimated clocks of the busiest multiprocessor.
 
     Blocks go round the multiprocessors, so the busiest has ⌈blocks / multiprocessors⌉ of them. Large tiles read less
@@ -54,7 +56,7 @@ def choose_tile(M: int, N: int, K: int, B: int, multiprocessors: int) -> tuple[T
     """
     candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
-    choices = [(tile, count) for tile in TILES for count in splits]
+    choices = [(tile, count) for tile in tiles for count in splits]
     return min(choices, key=lambda choice: (_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
 
 

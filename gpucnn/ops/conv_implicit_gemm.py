@@ -1,0 +1,156 @@
+"""Convolution as a matrix product whose patches are never stored: "implicit_gemm", for devices that run kernels.
+
+Every block gathers tiles of patches into shared memory and multiplies them there (kernels/conv2d_gather.cuh and
+conv2d_backward_weight.cu). Memory is needed only where the terms of long sums are split among blocks.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpucnn import device as devices
+from gpucnn.launch import Strided, launch
+from gpucnn.launch.division import divisor
+from gpucnn.ops.conv_sums import add_planes, image_strides
+from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
+from gpucnn.ops.shapes import ConvShape
+
+TILES = (Tile(128, 128, 2, 86), Tile(64, 64, 4, 72))
+STEP = 8  # terms that a kernel takes at a time
+LIMIT = 2**31 - 256  # of indices in 32 bits, which may run past the end by a tile
+
+
+class Product(NamedTuple):
+    """The matrix product of one pass: rows × columns sums of `terms` products, for each group (and phase)."""
+
+    rows: int
+    columns: int
+    terms: int
+    groups: int
+    phases: int
+
+    def plan(self) -> tuple[Tile, int, int]:
+        """(tile, splits, terms of each split but the last)."""
+        batch = self.groups * self.phases
+        tile, splits = choose_tile(self.rows, self.columns, self.terms, batch, multiprocessors(), TILES)
+        terms = max(STEP, -(-self.terms // (splits * STEP)) * STEP)
+        return tile, max(1, -(-self.terms // terms)), terms
+
+
+def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
+    """None, or the reason why not."""
+    if shape.R + shape.S <= 32:
+        return None
+    return f"it has a bit for each row and column of the kernel, 32 in all, but the kernel is {shape.R}x{shape.S}"
+
+
+def forward_product(shape: ConvShape) -> Product:
+    """Filters × output pixels."""
+    channels, pixels = shape.C // shape.groups, shape.N * shape.P * shape.Q
+    return Product(shape.K // shape.groups, pixels, channels * shape.R * shape.S, shape.groups, 1)
+
+
+def backward_input_product(shape: ConvShape) -> Product:
+    """Channels × pixels of a phase; its terms are those of the phase that most taps reach."""
+    (height, width), (sh, sw), (dh, dw) = _phase_size(shape), shape.stride, shape.dilation
+    taps = -(-shape.R * gcd(sh, dh) // sh) * -(-shape.S * gcd(sw, dw) // sw)
+    terms = shape.K // shape.groups * taps
+    return Product(shape.C // shape.groups, shape.N * height * width, terms, shape.groups, sh * sw)
+
+
+def backward_weight_product(shape: ConvShape) -> Product:
+    """Filters × (channel, tap); the terms are all output pixels."""
+    columns = shape.C // shape.groups * shape.R * shape.S
+    return Product(shape.K // shape.groups, columns, shape.N * shape.P * shape.Q, shape.groups, 1)
+
+
+def _phase_size(shape: ConvShape) -> tuple[int, int]:
+    """(height, width) of the largest phase of x."""
+    return -(-shape.H // shape.stride[0]), -(-shape.W // shape.stride[1])
+
+
+def forward_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    """Planes of split sums."""
+    return _planes(forward_product(shape), shape.y) * dtype.itemsize
+
+
+def backward_input_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    """Planes of split sums."""
+    return _planes(backward_input_product(shape), shape.x) * dtype.itemsize
+
+
+def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
+    """Planes of split sums."""
+    return _planes(backward_weight_product(shape), shape.weight) * dtype.itemsize
+
+
+def _planes(product: Product, output: tuple[int, ...]) -> int:
+    _, splits, _ = product.plan()
+    return splits * int(np.prod(output, dtype=np.int64)) if splits > 1 else 0
+
+
+def forward(x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool = False) -> None:
+    """y (N,K,P,Q), overwritten; x may have any strides."""
+    _check_size("conv2d_forward", shape)
+    product, (x, strides) = forward_product(shape), image_strides("conv2d_forward", x, shape)
+    tile, splits, terms = product.plan()
+    target = y if splits == 1 else devices.empty((splits, *y.shape), y.dtype, y)
+    fused = (bias, relu) if splits == 1 else (None, False)
+    work = _work(y.size, splits, terms, fused[1], shape.P * shape.Q, shape.Q)
+    launch(f"conv2d_forward_{tile.name}", _grid(product, tile, splits), Strided(x), weight, fused[0], target,
+           shape.flat, strides, work)  # fmt: skip
+    if splits > 1:
+        add_planes(target, y, bias, relu)
+
+
+def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape) -> None:
+    """gx (N,C,H,W), overwritten; gy may have any strides."""
+    _check_size("conv2d_backward_input", shape)
+    product, (gy, strides) = backward_input_product(shape), image_strides("conv2d_backward_input", gy, shape)
+    tile, splits, terms = product.plan()
+    target = gx if splits == 1 else devices.empty((splits, *gx.shape), gx.dtype, gx)
+    height, width = _phase_size(shape)
+    work = _work(gx.size, splits, terms, False, height * width, width)
+    launch(f"conv2d_backward_input_{tile.name}", _grid(product, tile, splits), Strided(gy), weight, target, shape.flat,
+           strides, work)  # fmt: skip
+    if splits > 1:
+        add_planes(target, gx)
+
+
+def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape) -> None:
+    """gw (K,C/groups,R,S), overwritten; x and gy may have any strides."""
+    _check_size("conv2d_backward_weight", shape)
+    x, x_strides = image_strides("conv2d_backward_weight", x, shape)
+    gy, gy_strides = image_strides("conv2d_backward_weight", gy, shape)
+    product = backward_weight_product(shape)
+    tile, splits, terms = product.plan()
+    target = gw if splits == 1 else devices.empty((splits, *gw.shape), gw.dtype, gw)
+    work = _work(gw.size, splits, terms, False, shape.P * shape.Q, shape.Q)
+    launch(f"conv2d_backward_weight_{tile.name}", _grid(product, tile, splits), Strided(x), Strided(gy), target,
+           shape.flat, x_strides, gy_strides, work)  # fmt: skip
+    if splits > 1:
+        add_planes(target, gw)
+
+
+def _grid(product: Product, tile: Tile, splits: int) -> tuple[int, int, int]:
+    tiles = -(-product.rows // tile.M) * -(-product.columns // tile.N)
+    return tiles, product.phases * splits, product.groups
+
+
+def _work(size: int, splits: int, terms: int, relu: bool, image: int, row: int) -> tuple[Any, ...]:
+    """The struct ConvProduct of kernels/conv2d_gemm.cuh."""
+    return size, splits, terms, int(relu), divisor(image), divisor(row)
+
+
+def _check_size(operation: str, shape: ConvShape) -> None:
+    height, width = _phase_size(shape)
+    sizes = {
+        "pixels of all images": shape.N * max(shape.P * shape.Q, height * width),
+        "weights": shape.K * shape.C // shape.groups * shape.R * shape.S,
+    }
+    for name, size in sizes.items():
+        if size > LIMIT:
+            raise ValueError(f"{operation}: {size} {name}; implicit_gemm counts them in 31 bits: split the batch")
