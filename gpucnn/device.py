@@ -230,8 +230,8 @@ def cuda_errors(action: str) -> Iterator[None]:
         if error.status not in STICKY_ERRORS:
             raise RuntimeError(f"{action}: {error}") from error
         raise DeviceLost(
-            f"{action}: {error}; this process cannot use the GPU any more: start a new one, with GPUCNN_SYNC=1 to learn "
-            "which kernel it was"
+            f"{action}: {error}; this process cannot use the GPU any more: start a new one, with GPUCNN_SYNC=1 to "
+            "learn which kernel it was"
         ) from error
 
 
