@@ -63,6 +63,9 @@ __device__ __forceinline__ void store4(float* address, float4 value) {
     *reinterpret_cast<vector*>(address) = vector{value.x, value.y, value.z, value.w};
 #endif
 }
+__device__ __forceinline__ void unpack(float4 value, float* four) {
+    four[0] = value.x, four[1] = value.y, four[2] = value.z, four[3] = value.w;
+}
 __device__ __forceinline__ bool is_aligned16(const void* address) {
     return (reinterpret_cast<uint64_t>(address) & 15) == 0;
 }
