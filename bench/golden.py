@@ -11,7 +11,6 @@ address, are recorded only. It runs in a checkout, where tests/ is.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn.bench.adopt import slug
 from gpucnn.bench.report import Report
 from gpucnn.bench.report import main as report_main
 from gpucnn.bench.timing import clock_of, measure
@@ -119,16 +119,13 @@ def _count(program: Program) -> int:
 
 
 def encode(outputs: list[np.ndarray]) -> list[dict[str, Any]]:
-    """Outputs for a JSON file: their bits as unsigned integers."""
-    return [
-        {"dtype": str(each.dtype), "shape": list(each.shape), "bits": each.view(np.uint32).ravel().tolist()}
-        for each in outputs
-    ]
+    """Outputs for a JSON file: their bytes, little-endian, in hexadecimal."""
+    return [{"dtype": str(each.dtype), "shape": list(each.shape), "bytes": each.tobytes().hex()} for each in outputs]
 
 
 def decode(stored: list[dict[str, Any]]) -> list[np.ndarray]:
     """The outputs that `encode` wrote."""
-    return [np.array(each["bits"], np.uint32).view(each["dtype"]).reshape(each["shape"]) for each in stored]
+    return [np.frombuffer(bytes.fromhex(each["bytes"]), each["dtype"]).reshape(each["shape"]) for each in stored]
 
 
 def same_bits(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
@@ -137,16 +134,17 @@ def same_bits(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 def cases(report: Report) -> None:
     """A row a program, beside the simulator on the same machine; then the times of loads from shared memory."""
-    maps = report.content.setdefault("maps", {})
+    report.content.setdefault("maps", {})
     for name in programs():
-        maps[name] = encode(run(name, report.device))
-        report.add(lambda name=name: compare(name, decode(maps[name])), program=name)
+        report.add(lambda name=name: compare(name, report), program=name)
     for name in PAIR_MAPS:
         report.add(lambda name=name: time_pairs(name, report), shared_loads=name)
 
 
-def compare(name: str, outputs: list[np.ndarray]) -> dict[str, Any]:
-    """Whether outputs are the simulator's; a difference fails unless it is a known one."""
+def compare(name: str, report: Report) -> dict[str, Any]:
+    """Record a program's map; whether it is the simulator's: a difference fails unless it is a known one."""
+    outputs = run(name, report.device)
+    report.content["maps"][name] = encode(outputs)
     same = same_bits(outputs, run(name, "sim"))
     if name in KNOWN_DIFFERENCES:
         return {"same_as_simulator": same, "known_difference": True}
@@ -166,11 +164,6 @@ def time_pairs(name: str, report: Report) -> dict[str, Any]:
     right = bool((devices.to_numpy(y) == expected).all())
     result = {"ns": timing.median / (rounds * 8 * 8) * 1e9, **timing.milliseconds()}
     return result if right else {"ok": False, "reason": f"a thread's sum is not {expected}", **result}
-
-
-def slug(device: str) -> str:
-    """A device's name for files: "NVIDIA H100 80GB HBM3" is nvidia-h100-80gb-hbm3."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def record(folder: Path, device: str) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn import device as devices
-from gpucnn.bench import cpu
+from gpucnn.bench import cpu, peer
 from gpucnn.files import write_atomically
 
 FINISHED, OUT_OF_TIME, LOST_DEVICE = 0, 2, 3  # exit codes of a part
@@ -39,16 +39,37 @@ class Report:
 
     - part, device, quick: what runs, where, and whether on tiny shapes
     - deadline: time.monotonic() after which no case starts
+    - with_torch: whether PyTorch runs beside gpucnn where it is installed
     - content: what the file holds: device, driver, commit, date, settings, rows, and what a part adds
     """
 
-    def __init__(self, part: str, device: str, path: Path, quick: bool, deadline: float, commit: str = "") -> None:
+    def __init__(
+        self,
+        part: str,
+        device: str,
+        path: Path,
+        quick: bool,
+        deadline: float,
+        commit: str = "",
+        with_torch: bool = True,
+    ) -> None:
         self.part, self.device, self.path, self.quick, self.deadline = part, device, path, quick, deadline
+        self.with_torch = with_torch
         settings = {"part": part, "device": device, "quick": quick, **versions()}
         self.content: dict[str, Any] = {**where(device), "commit": commit or cpu.commit(), "settings": settings}
         self.content |= {"date": datetime.date.today().isoformat(), "rows": []}
         if path.exists():
-            self.content["rows"] = json.loads(path.read_text())["rows"]
+            earlier = json.loads(path.read_text())
+            self.content = {**earlier, **self.content, "rows": earlier["rows"]}
+
+    @property
+    def torch(self) -> Any:
+        """PyTorch on the same device, or None."""
+        return peer.torch(self.device) if self.with_torch else None
+
+    def seconds(self, usual: float) -> float:
+        """How long a case is timed: `usual`, or hardly at all."""
+        return 0.002 if self.quick else usual
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -133,11 +154,13 @@ def main(part: str, cases: Callable[[Report], None], arguments: list[str] | None
     parser.add_argument("--device", default="cuda", help="cuda (default) or sim")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the path")
     parser.add_argument("--seconds", type=float, default=420.0, help="after which no case is started")
+    parser.add_argument("--without-torch", action="store_true", help="no PyTorch beside gpucnn")
     parser.add_argument("--commit", default="", help="what is measured, where git cannot tell")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + options.seconds
     device = devices.resolve(options.device)
-    report = Report(part, device, options.out, options.quick, deadline, options.commit)
+    how = options.commit, not options.without_torch
+    report = Report(part, device, options.out, options.quick, deadline, *how)
     report.content["ended"] = "early"
     report.write()
     try:

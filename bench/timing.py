@@ -125,4 +125,5 @@ def flusher(device: str) -> Callable[[], Any] | None:
         return None
     cupy = devices.cupy()
     size = max(256 << 20, 2 * cupy.cuda.Device().attributes["L2CacheSize"])
-    return lambda buffer=cupy.empty(size // 4, np.float32): buffer.fill(0)
+    buffer = cupy.empty(size // 4, np.float32)
+    return lambda: buffer.fill(0)
