@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gpucnn.cli.build_kernels import build_kernels
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.evaluate import evaluate
 from gpucnn.cli.import_weights import import_weights
@@ -41,6 +42,7 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("import-weights")(import_weights)
 app.command("summary")(summary)
+app.command("build-kernels")(build_kernels)
 app.command("doctor")(doctor)
 app.add_typer(sim, name="sim")
 
