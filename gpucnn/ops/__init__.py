@@ -8,9 +8,11 @@ from gpucnn.ops.activation import log_softmax_backward as log_softmax_backward
 from gpucnn.ops.activation import log_softmax_forward as log_softmax_forward
 from gpucnn.ops.activation import relu_backward as relu_backward
 from gpucnn.ops.activation import relu_forward as relu_forward
+from gpucnn.ops.activation import sigmoid_backward as sigmoid_backward
 from gpucnn.ops.activation import sigmoid_forward as sigmoid_forward
 from gpucnn.ops.activation import softmax_backward as softmax_backward
 from gpucnn.ops.activation import softmax_forward as softmax_forward
+from gpucnn.ops.activation import tanh_backward as tanh_backward
 from gpucnn.ops.activation import tanh_forward as tanh_forward
 from gpucnn.ops.conv import check_operands as check_operands
 from gpucnn.ops.conv import conv2d_backward_bias as conv2d_backward_bias
@@ -55,6 +57,7 @@ from gpucnn.ops.loss import multi_margin_backward as multi_margin_backward
 from gpucnn.ops.loss import multi_margin_forward as multi_margin_forward
 from gpucnn.ops.normalization import batch_norm_apply as batch_norm_apply
 from gpucnn.ops.normalization import batch_norm_backward as batch_norm_backward
+from gpucnn.ops.normalization import batch_norm_running as batch_norm_running
 from gpucnn.ops.normalization import batch_norm_statistics as batch_norm_statistics
 from gpucnn.ops.normalization import local_response_norm_backward as local_response_norm_backward
 from gpucnn.ops.normalization import local_response_norm_forward as local_response_norm_forward

@@ -19,59 +19,91 @@ SHORT_ROW = 1024
 def relu_forward(x: Any) -> np.ndarray:
     """y = max(x, 0); NaN stays NaN."""
     require_float("relu", x=x)
+    if devices.runs_kernels(x):
+        return _run("relu_forward", x)
     x = devices.contiguous(x)
     y = devices.empty_like(x)
-    if devices.runs_kernels(x):
-        launch("relu_forward", grid_for(x.size), x, y, x.size)
-    else:
-        _C.relu_forward(x, y)
+    _C.relu_forward(x, y)
     return y
 
 
 def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     """gx = gy where y > 0, else 0."""
+    if devices.runs_kernels(y):
+        return _run("relu_backward", y, gy)
     y, gy = devices.contiguous(y), devices.contiguous(gy)
     gx = devices.empty_like(y)
-    if devices.runs_kernels(y):
-        launch("relu_backward", grid_for(y.size), y, gy, gx, y.size)
-    else:
-        _C.relu_backward(y, gy, gx)
+    _C.relu_backward(y, gy, gx)
     return gx
 
 
 def leaky_relu_forward(x: Any, negative_slope: float) -> np.ndarray:
     """y = x where x > 0, else negative_slope · x."""
     require_float("leaky_relu", x=x)
+    if devices.runs_kernels(x):
+        return _run("leaky_relu_forward", x, options=(negative_slope,))
     return np.where(x > 0, x, negative_slope * x)
 
 
 def leaky_relu_backward(x: np.ndarray, gy: Any, negative_slope: float) -> np.ndarray:
     """gx = gy where x > 0, else negative_slope · gy."""
+    if devices.runs_kernels(x):
+        return _run("leaky_relu_backward", x, gy, options=(negative_slope,))
     return np.where(x > 0, gy, negative_slope * gy)
 
 
 def elu_forward(x: Any, alpha: float) -> np.ndarray:
     """y = x where x > 0, else alpha · (e^x − 1)."""
     require_float("elu", x=x)
+    if devices.runs_kernels(x):
+        return _run("elu_forward", x, options=(alpha,))
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
 def elu_backward(x: np.ndarray, gy: Any, alpha: float) -> np.ndarray:
     """gx = gy where x > 0, else gy · alpha · e^x."""
+    if devices.runs_kernels(x):
+        return _run("elu_backward", x, gy, options=(alpha,))
     return np.where(x > 0, gy, gy * (alpha * np.exp(np.minimum(x, 0))))
 
 
 def tanh_forward(x: Any) -> np.ndarray:
     """y = tanh(x)."""
     require_float("tanh", x=x)
+    if devices.runs_kernels(x):
+        return _run("tanh_forward", x)
     return np.tanh(x)
+
+
+def tanh_backward(y: np.ndarray, gy: Any) -> np.ndarray:
+    """gx = gy · (1 − y²)."""
+    if devices.runs_kernels(y):
+        return _run("tanh_backward", y, gy)
+    return gy * (1 - y * y)
 
 
 def sigmoid_forward(x: Any) -> np.ndarray:
     """y = 1 / (1 + e^−x), from e^−|x| so that nothing overflows."""
     require_float("sigmoid", x=x)
+    if devices.runs_kernels(x):
+        return _run("sigmoid_forward", x)
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def sigmoid_backward(y: np.ndarray, gy: Any) -> np.ndarray:
+    """gx = gy · y · (1 − y)."""
+    if devices.runs_kernels(y):
+        return _run("sigmoid_backward", y, gy)
+    return gy * y * (1 - y)
+
+
+def _run(kernel: str, *inputs: Any, options: tuple[float, ...] = ()) -> Any:
+    """The output of an element-wise kernel, which takes four elements a thread."""
+    arrays = [devices.contiguous(array) for array in inputs]
+    output = devices.empty_like(arrays[0])
+    launch(kernel, grid_for(-(-output.size // 4)), *arrays, output, output.size, *options)
+    return output
 
 
 def softmax_forward(x: Any, axis: int) -> np.ndarray:
