@@ -47,6 +47,31 @@ def test_twenty_steps_as_on_the_cpu(device):
     assert_close(losses(device, 20), losses("cpu", 20), 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "kind", "lr"),
+    [
+        ("lenet5", {"variant": "paper"}, "Adagrad", 1e-3),
+        ("alexnet", {"width": 1 / 16, "image_size": 64, "num_classes": 10}, "AdamW", 1e-3),
+        ("vgg11_bn", {"width": 1 / 16, "image_size": 32, "num_classes": 10}, "SGD", 0.01),
+    ],
+)
+def test_steps_of_every_kind_of_network(device, name, arguments, kind, lr):
+    """Local response and batch normalisation, dropout (with the CPU's masks), tables of connections."""
+    found = []
+    for where in ("cpu", device):
+        gpucnn.manual_seed(0)
+        model = models.create(name, **arguments).to(where)
+        optimizer = getattr(optim, kind)(model.parameters(), lr=lr)
+        images = np.random.default_rng(0).standard_normal((2, *model.input_shape)).astype(np.float32)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(gpucnn.tensor(images, device=where)), [1, 7])
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+    assert_close(found[2:], found[:2], 1e-5)
+
+
 @pytest.fixture(scope="module")
 def run(device: str, tmp_path_factory: pytest.TempPathFactory) -> train.Outcome:
     return train.fit("lenet5", out=tmp_path_factory.mktemp("run"), device=device, **SMALL)
