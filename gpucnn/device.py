@@ -126,7 +126,7 @@ def _guarded(shape: tuple[int, ...] | int, dtype: np.dtype) -> SimArray:
     memory = np.full(count * dtype.itemsize + 3 * GUARD_BYTES, 0xFF, np.uint8)
     start = GUARD_BYTES + -memory.ctypes.data % GUARD_BYTES
     array = memory[start : start + count * dtype.itemsize].view(dtype).reshape(shape).view(SimArray)
-    array.guarded = True
+    array.guarded = count > 0  # NumPy puts an empty slice at the beginning
     return array
 
 
