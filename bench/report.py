@@ -90,7 +90,7 @@ class Report:
             raise OutOfTime
         row = {**labels, "ok": False, "reason": "the process ended here"}
         self.rows.append(row)
-        if self.device != "sim":  # a fault of a GPU can end the process
+        if self.device.startswith("cuda"):  # a fault of a GPU can end the process
             self.write()
         try:
             result = measure()
@@ -106,7 +106,7 @@ class Report:
 
     def device_works(self) -> bool:
         """Whether the device still takes work."""
-        if self.device == "sim":
+        if not self.device.startswith("cuda"):
             return True
         try:
             devices.cupy().cuda.Device().synchronize()
@@ -121,8 +121,8 @@ class Report:
 
 def where(device: str) -> dict[str, str]:
     """Names of the device and of its driver."""
-    if device == "sim":
-        return {"device": f"simulator on {cpu.processor()}", "driver": "none"}
+    if not device.startswith("cuda"):
+        return {"device": f"{'simulator on ' * (device == 'sim')}{cpu.processor()}", "driver": "none"}
     runtime = devices.cupy().cuda.runtime
     name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
     return {"device": name, "driver": _driver() or f"CUDA {runtime.driverGetVersion()}"}
