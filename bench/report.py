@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn import device as devices
-from gpucnn.bench import cpu, peer
+from gpucnn.bench import machine, peer
 from gpucnn.files import write_atomically
 
 FINISHED, OUT_OF_TIME, LOST_DEVICE = 0, 2, 3  # exit codes of a part
@@ -56,7 +56,7 @@ class Report:
         self.part, self.device, self.path, self.quick, self.deadline = part, device, path, quick, deadline
         self.with_torch = with_torch
         settings = {"part": part, "device": device, "quick": quick, **versions()}
-        self.content: dict[str, Any] = {**where(device), "commit": commit or cpu.commit(), "settings": settings}
+        self.content: dict[str, Any] = {**where(device), "commit": commit or machine.commit(), "settings": settings}
         self.content |= {"date": datetime.date.today().isoformat(), "rows": []}
         if path.exists():
             earlier = json.loads(path.read_text())
@@ -122,7 +122,7 @@ class Report:
 def where(device: str) -> dict[str, str]:
     """Names of the device and of its driver."""
     if not device.startswith("cuda"):
-        return {"device": f"{'simulator on ' * (device == 'sim')}{cpu.processor()}", "driver": "none"}
+        return {"device": f"{'simulator on ' * (device == 'sim')}{machine.processor()}", "driver": "none"}
     runtime = devices.cupy().cuda.runtime
     name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
     return {"device": name, "driver": _driver() or f"CUDA {runtime.driverGetVersion()}"}

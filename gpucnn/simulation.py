@@ -135,19 +135,19 @@ CASES: dict[str, Case] = {
     "conv2d_forward": Case(
         CONV,
         _conv_arrays("x", "weight", "bias"),
-        lambda arrays, sizes, algorithm: ops.conv2d_forward(*arrays.values(), _conv(sizes), algorithm),
+        lambda a, sizes, algorithm: ops.conv2d_forward(a["x"], a["weight"], a["bias"], _conv(sizes), algorithm),
         "conv2d_forward",
     ),
     "conv2d_backward_input": Case(
         CONV,
         _conv_arrays("gy", "weight"),
-        lambda arrays, sizes, algorithm: ops.conv2d_backward_input(*arrays.values(), _conv(sizes), algorithm),
+        lambda a, sizes, algorithm: ops.conv2d_backward_input(a["gy"], a["weight"], _conv(sizes), algorithm),
         "conv2d_backward_input",
     ),
     "conv2d_backward_weight": Case(
         CONV,
         _conv_arrays("x", "gy"),
-        lambda arrays, sizes, algorithm: ops.conv2d_backward_weight(*arrays.values(), _conv(sizes), algorithm),
+        lambda a, sizes, algorithm: ops.conv2d_backward_weight(a["x"], a["gy"], _conv(sizes), algorithm),
         "conv2d_backward_weight",
     ),
     "conv2d_backward_bias": Case(
