@@ -33,6 +33,10 @@ struct Moments {
     }
     __device__ __forceinline__ void merge(const Moments& other) {
         if (other.count == 0.0) return;
+        if (count == 0.0) {
+            *this = other;  // exactly, where a quotient would be 1 - 2^-46
+            return;
+        }
         const double total = count + other.count, share = quotient(other.count, total), distance = other.mean - mean;
         mean += distance * share;
         squares += other.squares + distance * distance * (count * share);
@@ -53,12 +57,17 @@ struct MomentsOfX {
     __device__ __forceinline__ void skip(int slot) {
         for (int k = 0; k < VECTOR; ++k) values[slot + k] = 0.0f;
     }
-    // Values are divided before they are added, so that large ones do not overflow.
+    // Values are divided before they are added, so that large ones do not overflow; the mean is corrected once, which makes
+    // it that of a constant channel exactly.
     __device__ __forceinline__ void reduce(int count) {
         const float ratio = 1.0f / static_cast<float>(count);
         float mean = 0.0f, rest = 0.0f, squares = 0.0f;
 #pragma unroll
         for (int k = 0; k < GROUP; ++k) mean = multiply_add(values[k], ratio, mean);
+#pragma unroll
+        for (int k = 0; k < GROUP; ++k) rest += k < count ? values[k] - mean : 0.0f;
+        mean = multiply_add(rest, ratio, mean);
+        rest = 0.0f;
 #pragma unroll
         for (int k = 0; k < GROUP; ++k) {
             const float distance = k < count ? values[k] - mean : 0.0f;

@@ -289,10 +289,11 @@ def test_one_value_far_off(device, layout):
         check_statistics(*host(ops.batch_norm_statistics(placed(x, device, layout), 0.0)), x, 0.0)
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 5, 7), (3, 2, 37, 11), (2, 2, 64, 32)], ids=str)
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 1e-30, 3e38])
-def test_constant_channels(device, value):
+def test_constant_channels(device, value, shape):
     """The variance is 0 but for rounding, and y is the bias."""
-    x = np.full((3, 2, 5, 7), value, np.float32)
+    x = np.full(shape, value, np.float32)
     bias = on(device, np.array([1, -2], np.float32))[0]
     mean, inverse_std = ops.batch_norm_statistics(placed(x, device), 1e-5)
     y = devices.to_numpy(ops.batch_norm_apply(placed(x, device), mean, inverse_std, None, bias))
