@@ -1,9 +1,10 @@
 # make demo and make test are all a newcomer needs; each installs what it uses into .venv.
 PYTHON ?= python3
 VENV := .venv/bin/python
+DIR ?= build/gpu-suite
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.hpp)
 
-.PHONY: help demo test lint gate mutants bench-cpu install-check clean
+.PHONY: help demo test lint gate mutants bench-cpu gpu-suite adopt-results install-check clean
 
 help:
 	@echo "make demo           train LeNet-5 on the bundled digits"
@@ -11,7 +12,9 @@ help:
 	@echo "make lint           check style and types"
 	@echo "make gate           compile every kernel for every architecture and look at the machine code"
 	@echo "make mutants        plant faults in the kernels; the tests must catch each"
-	@echo "make bench-cpu      training throughput beside PyTorch's CPU (needs torch in .venv)"
+	@echo "make bench-cpu      speed and memory beside PyTorch's CPU, algorithms beside im2col (needs torch in .venv)"
+	@echo "make gpu-suite      on a GPU: golden maps, tests, benchmarks beside PyTorch, into DIR (build/gpu-suite)"
+	@echo "make adopt-results  file what gpu-suite left in DIR under bench/results and tests/golden"
 	@echo "make install-check  sizes and times of an installation from scratch"
 	@echo "make clean          remove what was built"
 
@@ -34,7 +37,13 @@ mutants: .venv/installed-test
 	$(VENV) -m tests.mutants
 
 bench-cpu: .venv/installed
-	$(VENV) -m gpucnn.bench.cpu
+	$(VENV) -m gpucnn.bench.cpu --json bench/results/cpu.json
+
+gpu-suite:
+	PYTHON=$(PYTHON) bench/gpu_suite --out $(DIR)
+
+adopt-results:
+	$(PYTHON) bench/adopt.py $(DIR)
 
 install-check:
 	$(PYTHON) bench/install_check.py

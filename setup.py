@@ -1,9 +1,14 @@
-"""Builds the extension gpucnn._C and maps folders into the package; everything else stands in pyproject.toml."""
+"""Builds the extension gpucnn._C and maps folders into the package; everything else stands in pyproject.toml.
 
+Where GPUCNN_CUDA_ARCHS is set, as in "sm_90a;sm_80", kernels are compiled with nvcc for these GPUs and shipped as well.
+"""
+
+import importlib
 import os
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
@@ -29,6 +34,31 @@ def openmp_flags() -> list[str]:
     return ["-fopenmp"] if found else []
 
 
+def compilers() -> types.ModuleType:
+    """gpucnn.launch.compilers, which needs the standard library alone, without all else that its packages load."""
+    for name, folder in {"gpucnn": "gpucnn", "gpucnn.launch": "gpucnn/launch", "gpucnn.kernels": "kernels"}.items():
+        module = sys.modules[name] = types.ModuleType(name)
+        module.__path__, module.__file__ = [str(ROOT / folder)], str(ROOT / folder / "__init__.py")
+    return importlib.import_module("gpucnn.launch.compilers")
+
+
+class BuildExtension(build_ext):
+    """Builds the extension, then the code for GPUs that GPUCNN_CUDA_ARCHS asks for."""
+
+    def run(self) -> None:
+        super().run()
+        architectures = [name for name in os.environ.get("GPUCNN_CUDA_ARCHS", "").split(";") if name]
+        if not architectures:
+            return
+        folder = ROOT / "gpucnn" / "cubins" if self.inplace else Path(self.build_lib, "gpucnn", "cubins")
+        folder.mkdir(parents=True, exist_ok=True)
+        module = compilers()
+        for architecture in architectures:
+            module.check_architecture(architecture)
+            for file in module.files():
+                module.compile_into(folder, str(file), architecture, "nvcc")
+
+
 openmp = openmp_flags()
 extension = Pybind11Extension(
     "gpucnn._C",
@@ -52,5 +82,5 @@ with ParallelCompile("GPUCNN_BUILD_JOBS", default=os.cpu_count() or 1):
             "gpucnn.simulator_runtime": ["*.cpp", "*.hpp"],
         },
         ext_modules=[extension],
-        cmdclass={"build_ext": build_ext},
+        cmdclass={"build_ext": BuildExtension},
     )

@@ -1,18 +1,20 @@
-"""CPU speed beside PyTorch: each library in its own process, taking turns, with the same number of threads.
+"""CPU speed and memory beside PyTorch: each library in its own process, taking turns, with the same number of threads.
 
-`python -m gpucnn.bench.cpu` prints, for each case, the median time of a step in both libraries and the ratio of the
-images per second (above 1: gpucnn is faster). Two OpenMP runtimes in one process would falsify both.
+`python -m gpucnn.bench.cpu` prints, for each case, the median time of a step in both libraries, the ratio of the images
+per second (above 1: gpucnn is faster) and the ratio of the most memory that the processes took (below 1: gpucnn takes
+less); then the algorithms of convolution beside im2col. Two OpenMP runtimes in one process would falsify the times, and
+two libraries in one process the memory.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,6 +27,7 @@ from tqdm import tqdm
 
 from gpucnn import files, models, nn, optim
 from gpucnn import functional as F
+from gpucnn.bench import algorithms, torch_worker
 from gpucnn.tensor import no_grad, tensor
 from gpucnn.threads import get_num_threads, set_num_threads
 
@@ -44,55 +47,58 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "lenet5-train": Case("lenet5", "train", 128, 28),
-    "lenet5-forward": Case("lenet5", "forward", 128, 28),
+    "lenet5-8-forward": Case("lenet5", "forward", 8, 28),
+    "lenet5-8-train": Case("lenet5", "train", 8, 28),
+    "lenet5-128-forward": Case("lenet5", "forward", 128, 28),
+    "lenet5-128-train": Case("lenet5", "train", 128, 28),
     # Each step is followed by a NumPy matrix product on all threads: two thread pools that fight would show here.
-    "lenet5-train-blas": Case("lenet5", "train", 128, 28, beside_blas=True),
-    "alexnet-train": Case("alexnet", "train", 8, 224),
-    "alexnet-forward": Case("alexnet", "forward", 8, 224),
-    "vgg16-train": Case("vgg16", "train", 8, 224),
-    "vgg16-forward": Case("vgg16", "forward", 8, 224),
+    "lenet5-128-train-blas": Case("lenet5", "train", 128, 28, beside_blas=True),
+    "alexnet-8-forward": Case("alexnet", "forward", 8, 224),
+    "alexnet-8-train": Case("alexnet", "train", 8, 224),
+    "vgg16-8-forward": Case("vgg16", "forward", 8, 224),
+    "vgg16-8-train": Case("vgg16", "train", 8, 224),
 }
+ALL = (*CASES, *algorithms.LAYERS)
 
 
 def main(
-    case: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(CASES)}; may be repeated")] = None,
+    case: Annotated[list[str] | None, typer.Option(help=f"one of {', '.join(ALL)}; may be repeated")] = None,
     rounds: Annotated[int, typer.Option(help="turns of each library; the median counts", min=1)] = 9,
     seconds: Annotated[float, typer.Option(help="length of a turn", min=0.01)] = 1.0,
     threads: Annotated[int, typer.Option(help="threads of both libraries; 0: GPUCNN_NUM_THREADS or all", min=0)] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the table to this file as well")] = None,
-    worker: Annotated[str, typer.Option(hidden=True)] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the tables to this file as well")] = None,
+    worker: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Time training steps beside PyTorch's CPU."""
-    threads = threads or get_num_threads()
-    chosen = case or ["lenet5-train", "lenet5-forward", "lenet5-train-blas"]
+    """Time networks beside PyTorch's CPU, and algorithms of convolution beside im2col: all, or the named cases."""
+    set_num_threads(threads or get_num_threads())
+    chosen = case or list(ALL)
     for name in chosen:
-        if name not in CASES:
-            raise typer.BadParameter(f"--case {name}: use one of {', '.join(CASES)}")
+        if name not in ALL:
+            raise typer.BadParameter(f"--case {name}: use one of {', '.join(ALL)}")
     if worker:
-        serve(worker, CASES[chosen[0]], threads, seconds)
+        torch_worker.serve(gpucnn_step(CASES[chosen[0]]), seconds, CASES[chosen[0]].beside_blas)
         return
-    rows = [compare(name, rounds, seconds, threads) for name in chosen]
-    when = {"date": datetime.date.today().isoformat(), "commit": commit()}
-    report = {"cpu": processor(), **when, "threads": threads, "rounds": rounds, "rows": rows}
-    print_table(report)
+    report: dict[str, Any] = {"cpu": processor(), "date": datetime.date.today().isoformat(), "commit": commit()}
+    # Other programs slow both libraries, and PyTorch more: its threads spin while they wait for one that does not run.
+    report["load_before"] = round(os.getloadavg()[0], 1)
+    report |= {"threads": get_num_threads(), "rounds": rounds}
+    report["rows"] = [compare(name, rounds, seconds) for name in chosen if name in CASES]
+    report["layers"] = [algorithms.measure(name, rounds) for name in chosen if name in algorithms.LAYERS]
+    print_tables(report)
     if json_file is not None:
         files.write_atomically(json_file, json.dumps(report, indent=1).encode() + b"\n")
 
 
-def compare(name: str, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
-    """One row: both libraries' median seconds a step over `rounds` turns each, taken alternately."""
-    options = ["--case", name, "--threads", str(threads), "--seconds", str(seconds)]
-    command = [sys.executable, "-m", "gpucnn.bench.cpu", *options, "--worker"]
-    workers = {
-        library: subprocess.Popen([*command, library], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for library in ("gpucnn", "torch")
-    }
+def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """One row: both libraries' median seconds a step over `rounds` turns each, taken alternately, and their memory."""
+    workers = start_workers(name, seconds)
     times: dict[str, list[float]] = {library: [] for library in workers}
+    peaks: dict[str, int] = {}
     try:
         for _ in tqdm(range(rounds + 1), desc=name, disable=None, leave=False):
             for library, process in workers.items():
-                times[library].append(take_turn(library, process))
+                seconds_a_step, peaks[library] = take_turn(library, process)
+                times[library].append(seconds_a_step)
     finally:
         for process in workers.values():
             process.kill()
@@ -106,50 +112,52 @@ def compare(name: str, rounds: int, seconds: float, threads: int) -> dict[str, A
         "torch_milliseconds": theirs * 1e3,
         "images_per_second": batch / ours,
         "ratio": theirs / ours,
+        "peak_bytes": peaks["gpucnn"],
+        "torch_peak_bytes": peaks["torch"],
     }
 
 
-def take_turn(library: str, process: subprocess.Popen[str]) -> float:
-    """Let one worker run for a turn while the other waits; returns its seconds a step."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write("go\n")
+def start_workers(name: str, seconds: float) -> dict[str, subprocess.Popen[str]]:
+    """The two processes of a case; PyTorch's is told what to build."""
+    options = ["--case", name, "--threads", str(get_num_threads()), "--seconds", str(seconds), "--worker"]
+    commands = {
+        "gpucnn": [sys.executable, "-m", "gpucnn.bench.cpu", *options],
+        "torch": [sys.executable, torch_worker.__file__],
+    }
+    workers = {
+        library: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for library, command in commands.items()
+    }
+    tell(workers["torch"], json.dumps(plan(CASES[name], seconds)))
+    return workers
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    """One line of input for a worker."""
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
     process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
+
+
+def take_turn(library: str, process: subprocess.Popen[str]) -> tuple[float, int]:
+    """Let one worker run for a turn while the other waits; returns its seconds a step and its peak of memory."""
+    assert process.stdout is not None
+    try:
+        tell(process, "go")
+        seconds, peak = process.stdout.readline().split()
+    except (BrokenPipeError, ValueError):
         fix = "; install torch beside gpucnn" if library == "torch" else ""
-        raise SystemExit(f"bench cpu: the {library} worker ended with exit code {process.wait()}{fix}")
-    return float(answer)
+        raise SystemExit(f"bench cpu: the {library} worker ended with exit code {process.wait()}{fix}") from None
+    return float(seconds), int(peak)
 
 
-def serve(library: str, case: Case, threads: int, seconds: float) -> None:
-    """The worker: for each line on stdin, run steps for a turn and print the median seconds a step."""
-    step = {"gpucnn": gpucnn_step, "torch": torch_step}[library](case, threads)
-    matrix = np.ones((512, 512), np.float32)
-    for _ in sys.stdin:
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
-            step()
-            if case.beside_blas:
-                np.matmul(matrix, matrix)
-            times.append(time.perf_counter() - start)
-        print(statistics.median(times), flush=True)
-
-
-def inputs(case: Case) -> tuple[models.Network, np.ndarray, np.ndarray]:
-    """The model, random images (N, C, H, W) and labels (N,); the same for both libraries."""
-    model = models.create(case.model, image_size=case.image_size)
-    generator = np.random.default_rng(0)
-    images = generator.standard_normal((case.batch, *model.input_shape), dtype=np.float32)
-    return model, images, generator.integers(0, model.arguments["num_classes"], case.batch)
-
-
-def gpucnn_step(case: Case, threads: int) -> Callable[[], None]:
+def gpucnn_step(case: Case) -> Callable[[], None]:
     """A function that takes one step in gpucnn."""
-    set_num_threads(threads)
-    model, images, labels = inputs(case)
-    x = tensor(images)
+    model = models.create(case.model, image_size=case.image_size)
+    model.train(case.step == "train")
+    generator = np.random.default_rng(0)
+    x = tensor(generator.standard_normal((case.batch, *model.input_shape), dtype=np.float32))
+    labels = generator.integers(0, model.arguments["num_classes"], case.batch)
     optimizer = optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
 
     def train() -> None:
@@ -159,69 +167,52 @@ def gpucnn_step(case: Case, threads: int) -> Callable[[], None]:
 
     def forward() -> None:
         with no_grad():
-            model.eval()(x)
+            model(x)
 
     return train if case.step == "train" else forward
 
 
-def torch_step(case: Case, threads: int) -> Callable[[], None]:
-    """A function that takes the same step in PyTorch, with the same weights."""
-    import torch
-
-    torch.set_num_threads(threads)
-    model, images, labels = inputs(case)
-    twin = torch_twin(model)
-    x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    optimizer = torch.optim.SGD(twin.parameters(), lr=RATE, momentum=0.9)
-
-    def train() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(twin(x), y).backward()
-        optimizer.step()
-
-    def forward() -> None:
-        with torch.no_grad():
-            twin.eval()(x)
-
-    return train if case.step == "train" else forward
+def plan(case: Case, seconds: float) -> dict[str, Any]:
+    """What PyTorch's process needs to know to take the same step."""
+    model = models.create(case.model, image_size=case.image_size)
+    return {
+        "layers": torch_layers(model),
+        "shape": (case.batch, *model.input_shape),
+        "classes": model.arguments["num_classes"],
+        "step": case.step,
+        "rate": RATE,
+        "threads": get_num_threads(),
+        "seconds": seconds,
+        "beside_blas": case.beside_blas,
+    }
 
 
-def torch_twin(model: models.Network) -> Any:
-    """The same layers with the same weights in PyTorch; features, avgpool if there is one, classifier."""
-    import torch
-
+def torch_layers(model: models.Network) -> list[tuple[str, tuple[Any, ...]]]:
+    """The same layers in PyTorch, as names and arguments; features, avgpool if there is one, classifier."""
     layers: list[nn.Module] = []
     for _, part in model.named_children():
         layers.extend(part if isinstance(part, nn.Sequential) else [part])
     if not any(isinstance(layer, nn.Flatten) for layer in layers):
         layers.insert(next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)), nn.Flatten())
-    twin = torch.nn.Sequential(*map(torch_layer, layers))
-    with torch.no_grad():
-        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-            theirs.copy_(torch.from_numpy(ours.data))
-    return twin
+    return [(type(layer).__name__, torch_arguments(layer)) for layer in layers]
 
 
-def torch_layer(layer: nn.Module) -> Any:
-    """The PyTorch module of one layer."""
-    import torch
-
+def torch_arguments(layer: nn.Module) -> tuple[Any, ...]:
+    """The arguments of the PyTorch module of one layer."""
     match layer:
         case nn.Conv2d():
             options = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-            return torch.nn.Conv2d(layer.in_channels, layer.out_channels, *options)
+            return layer.in_channels, layer.out_channels, *options
         case nn.Linear():
-            return torch.nn.Linear(layer.in_features, layer.out_features)
+            return layer.in_features, layer.out_features
         case nn.MaxPool2d():
-            return torch.nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding)
+            return layer.kernel_size, layer.stride, layer.padding
         case nn.AdaptiveAvgPool2d():
-            return torch.nn.AdaptiveAvgPool2d(layer.output_size)
+            return (layer.output_size,)
         case nn.Dropout():
-            return torch.nn.Dropout(layer.p)
-        case nn.ReLU():
-            return torch.nn.ReLU()
-        case nn.Flatten():
-            return torch.nn.Flatten()
+            return (layer.p,)
+        case nn.ReLU() | nn.Flatten():
+            return ()
     raise ValueError(f"bench cpu: no PyTorch twin of {type(layer).__name__}")
 
 
@@ -243,16 +234,30 @@ def commit() -> str:
         return "unknown"
 
 
-def print_table(report: dict[str, Any]) -> None:
-    """The rows as a table, wide enough not to be cut when piped."""
-    when = f"commit {report['commit']}, {report['date']}"
-    table = Table(title=f"{report['cpu']}, {report['threads']} threads, median of {report['rounds']}, {when}")
-    for heading in ("case", "batch", "gpucnn ms", "torch ms", "images/s", "ratio to torch"):
-        table.add_column(heading, justify="left" if heading == "case" else "right")
-    for row in report["rows"]:
-        times = f"{row['milliseconds']:.2f}", f"{row['torch_milliseconds']:.2f}"
-        table.add_row(row["case"], str(row["batch"]), *times, f"{row['images_per_second']:.0f}", f"{row['ratio']:.2f}")
-    Console(width=100).print(table)
+def print_tables(report: dict[str, Any]) -> None:
+    """The rows as tables, wide enough not to be cut when piped."""
+    when = f"median of {report['rounds']}, commit {report['commit']}, {report['date']}"
+    title = f"{report['cpu']}, {report['threads']} threads, load {report['load_before']} before, {when}"
+    console = Console(width=120)
+    if report["rows"]:
+        console.print(network_table(report["rows"], title))
+    if report["layers"]:
+        console.print(algorithms.table(report["layers"], f"forward convolution beside im2col, {title}"))
+
+
+def network_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Networks beside PyTorch; speed and memory are ratios to its."""
+    table = Table(title=title)
+    headings = ("batch", "gpucnn ms", "torch ms", "images/s", "speed", "gpucnn MB", "torch MB", "memory")
+    table.add_column("case", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        times = f"{row['milliseconds']:.2f}", f"{row['torch_milliseconds']:.2f}", f"{row['images_per_second']:.0f}"
+        ours, theirs = row["peak_bytes"], row["torch_peak_bytes"]
+        memory = f"{ours / 1e6:.0f}", f"{theirs / 1e6:.0f}", f"{ours / theirs:.2f}" if theirs else "unknown"
+        table.add_row(row["case"], str(row["batch"]), *times, f"{row['ratio']:.2f}", *memory)
+    return table
 
 
 if __name__ == "__main__":

@@ -186,6 +186,9 @@ void define_conv2d(py::module_& m) {
     define_backward_input<T>(m, "conv2d_backward_input_direct", &conv2d_backward_input_direct<T>);
     define_backward_weight<T>(m, "conv2d_backward_weight_im2col", &conv2d_backward_weight_im2col<T>);
     define_backward_weight<T>(m, "conv2d_backward_weight_direct", &conv2d_backward_weight_direct<T>);
+    define_forward<T>(m, "conv2d_forward_fft", &conv2d_forward_fft<T>);
+    define_backward_input<T>(m, "conv2d_backward_input_fft", &conv2d_backward_input_fft<T>);
+    define_backward_weight<T>(m, "conv2d_backward_weight_fft", &conv2d_backward_weight_fft<T>);
     define_forward<T>(m, "conv2d_forward_winograd", &conv2d_forward_winograd<2, T>);
     define_forward<T>(m, "conv2d_forward_winograd4", &conv2d_forward_winograd<4, T>);
     define_backward_input<T>(m, "conv2d_backward_input_winograd", &conv2d_backward_input_winograd<2, T>);
@@ -508,6 +511,11 @@ void define_whole_module(py::module_& m) {
     });
     m.def("conv2d_im2col_workspace_bytes", [](const ShapeTuple& tuple, int64_t item_size) {
         return conv2d_im2col_workspace_bytes(conv_shape(tuple, "conv2d_im2col_workspace_bytes"), item_size);
+    });
+    m.def("conv2d_fft_workspace_bytes", [](const ShapeTuple& tuple, int64_t item_size) {
+        const ConvShape shape = conv_shape(tuple, "conv2d_fft_workspace_bytes");
+        const bool single = item_size == sizeof(float);
+        return single ? conv2d_fft_workspace_bytes<float>(shape) : conv2d_fft_workspace_bytes<double>(shape);
     });
     m.def("conv2d_winograd_workspace_bytes", [](const ShapeTuple& tuple, int64_t item_size) {
         return conv2d_winograd_workspace_bytes<2>(conv_shape(tuple, "conv2d_winograd_workspace_bytes"), item_size);

@@ -5,7 +5,7 @@
 //
 // x (N, C, H, W), w (K, C/groups, R, S), y (N, K, P, Q), all C-contiguous; x is zero outside the image. Filter k of group g
 // (K/groups filters each) reads the group's channels c' = g*C/groups + c. Outputs and gradients are overwritten completely.
-// Algorithms: im2col (packed blocks on the register tile), direct (a plain loop nest) and winograd (3 x 3 filters only).
+// Algorithms: im2col (packed blocks on the register tile), direct (a plain loop nest), fft, and winograd (3 x 3 filters only).
 #pragma once
 
 #include <array>
@@ -52,6 +52,18 @@ void conv2d_backward_weight_winograd(const T* x, const T* gy, T* gw, const ConvS
 // Memory that its three passes take at most beyond their arrays.
 template <int M>
 int64_t conv2d_winograd_workspace_bytes(const ConvShape& shape, int64_t item_size);
+
+// Through the Fourier transform of tiles: stride, dilation and groups 1.
+template <class T>
+void conv2d_forward_fft(const T* x, const T* w, const T* bias, T* y, const ConvShape& shape);
+template <class T>
+void conv2d_backward_input_fft(const T* gy, const T* w, T* gx, const ConvShape& shape);
+template <class T>
+void conv2d_backward_weight_fft(const T* x, const T* gy, T* gw, const ConvShape& shape);
+
+// Memory that its three passes take at most beyond their arrays.
+template <class T>
+int64_t conv2d_fft_workspace_bytes(const ConvShape& shape);
 
 // Memory that the three im2col passes take at most beyond their arrays, for elements of item_size bytes.
 int64_t conv2d_im2col_workspace_bytes(const ConvShape& shape, int64_t item_size);

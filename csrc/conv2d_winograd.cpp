@@ -7,7 +7,6 @@
 // gradients of the outputs with turned filters and padding 2 - padding. That of the weights exchanges roles: a 3 x 3 "output"
 // from "filters" of M x M output gradients, F(3 x 3, M x M), with products summed over all tiles.
 #include <array>
-#include <memory>
 #include <utility>
 
 #include "conv2d.hpp"
@@ -196,11 +195,6 @@ struct Filters {
     const T* first;
     int64_t filter_stride, channel_stride, tap_stride;
 };
-
-template <class T>
-std::unique_ptr<T[]> uninitialized(int64_t count) {
-    return std::unique_ptr<T[]>(new T[count]);
-}
 
 // Calls body(row, begin, count) for all rows and for blocks of at most LANES columns of each.
 template <class Body>

@@ -62,6 +62,12 @@ T* scratch(Slot slot, int64_t count) {
     return buffer.memory.get();
 }
 
+// Memory of one call; its values are undefined.
+template <class T>
+std::unique_ptr<T[]> uninitialized(int64_t count) {
+    return std::unique_ptr<T[]>(new T[count]);
+}
+
 // `columns` neighbouring columns of c: element (row, j) lies at start[row * row_stride + j * step].
 template <class T>
 struct Run {

@@ -11,6 +11,7 @@ from gpucnn import functional as functional
 from gpucnn import models as models
 from gpucnn import nn as nn
 from gpucnn import optim as optim
+from gpucnn.device import DeviceLost as DeviceLost
 from gpucnn.functional import concatenate as concatenate
 from gpucnn.ops import UnsupportedAlgorithm as UnsupportedAlgorithm
 from gpucnn.random import manual_seed as manual_seed

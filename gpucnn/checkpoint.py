@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from gpucnn import device as devices
 from gpucnn import models
 from gpucnn.nn import Module, init
 from gpucnn.optim import Optimizer
@@ -44,7 +45,9 @@ KINDS: dict[str, Any] = {
 def pack(
     model: models.Network, optimizer: Optimizer, extra: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(tensors, metadata) for `save`: network, optimiser, random state and environment; the arrays are the live ones.
+    """(tensors, metadata) for `save`: network, optimiser, random state and environment.
+
+    The arrays are the live ones, or copies of those on a GPU.
 
     Tensors are named "model/features.0.weight" and "optimizer/<parameter's index>/momentum_buffer".
     extra: further metadata, among it "classes" (names), "normalization" ({"mean", "std"}: a number a channel, for
@@ -52,9 +55,9 @@ def pack(
     Raises CheckpointError for an entry that is missing or of the wrong kind.
     """
     state = optimizer.state_dict()
-    tensors = {f"model/{name}": array for name, array in model.state_dict().items()}
+    tensors = {f"model/{name}": devices.to_numpy(array) for name, array in model.state_dict().items()}
     for index, entry in enumerate(state.pop("state")):
-        tensors.update({f"optimizer/{index}/{name}": array for name, array in entry.items()})
+        tensors.update({f"optimizer/{index}/{name}": devices.to_numpy(array) for name, array in entry.items()})
     metadata = {
         **extra,
         "model": {"name": model.name, "arguments": model.arguments},

@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
-from functools import cache
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +20,16 @@ import numpy as np
 
 DEVICES = ("cpu", "cuda", "sim")
 GUARD_BYTES = 256  # of 0xFF around every array that `empty` makes for the simulator; also the arrays' alignment
+
+# Errors after which a process cannot use its GPU any more, by their number in CUDA's driver and runtime: ECC, NVLink,
+# hardware, illegal address, timeout, context destroyed, assert, stack, illegal instruction, misaligned address, invalid
+# address space, invalid program counter, launch failure.
+STICKY_ERRORS = frozenset((214, 220, 226, 700, 702, 709, 710, *range(714, 720)))
+ARRAYS_SHOWN = 10  # in the text of a MemoryError
+
+
+class DeviceLost(RuntimeError):
+    """The GPU cannot be used by this process any more: what was in its memory is gone, and only a new process helps."""
 
 
 class SimArray(np.ndarray):
@@ -83,6 +96,12 @@ def _require_gpu(name: str, index: int) -> None:
         raise ValueError(f"device {name!r}: there are {count} GPUs, so the index must be below {count}")
 
 
+def use(device: str) -> None:
+    """Make the GPU that a device (as `resolve` returns it) names this thread's current one; others need nothing."""
+    if device.startswith("cuda"):
+        cupy().cuda.Device(_index(device)).use()
+
+
 def is_device(name: Any) -> bool:
     """Whether `name` is written as a device is; it may be missing all the same."""
     return isinstance(name, str) and name.partition(":")[0] in ("auto", *DEVICES)
@@ -91,6 +110,11 @@ def is_device(name: Any) -> bool:
 def is_array(value: Any) -> bool:
     """Whether `value` is an array of some device."""
     return isinstance(value, np.ndarray) or _is_cupy(value)
+
+
+def arrays_in(value: Any) -> tuple[Any, ...]:
+    """The arrays that an argument of a kernel holds: itself, those of a tuple, or none."""
+    return tuple(each for each in (value if isinstance(value, tuple) else (value,)) if is_array(each))
 
 
 def _is_cupy(value: Any) -> bool:
@@ -118,7 +142,9 @@ def empty(shape: tuple[int, ...] | int, dtype: Any, like: Any) -> Any:
     """An uninitialised C-contiguous array on the device of `like`; on `sim` all bytes are 0xFF (NaN) and guarded."""
     if isinstance(like, SimArray):
         return _guarded(shape, np.dtype(dtype))
-    return array_module(like).empty(shape, dtype)
+    if _is_cupy(like):
+        return _allocate(lambda: cupy().empty(shape, dtype), f"an array of shape {shape}, {np.dtype(dtype)}")
+    return np.empty(shape, dtype)
 
 
 def _guarded(shape: tuple[int, ...] | int, dtype: np.dtype) -> SimArray:
@@ -126,13 +152,20 @@ def _guarded(shape: tuple[int, ...] | int, dtype: np.dtype) -> SimArray:
     memory = np.full(count * dtype.itemsize + 3 * GUARD_BYTES, 0xFF, np.uint8)
     start = GUARD_BYTES + -memory.ctypes.data % GUARD_BYTES
     array = memory[start : start + count * dtype.itemsize].view(dtype).reshape(shape).view(SimArray)
-    array.guarded = True
+    array.guarded = count > 0  # NumPy puts an empty slice at the beginning
     return array
 
 
 def empty_like(array: Any) -> Any:
     """An uninitialised C-contiguous array of the shape, dtype and device of `array`."""
     return empty(array.shape, array.dtype, array)
+
+
+def full_like(array: Any, value: float) -> Any:
+    """A C-contiguous array of `value`, of the shape, dtype and device of `array`."""
+    filled = empty_like(array)
+    filled[...] = value
+    return filled
 
 
 def contiguous(array: Any) -> Any:
@@ -154,8 +187,9 @@ def move(array: Any, device: str) -> Any:
     if of(array) == device or (device == "cuda" and _is_cupy(array)):
         return array
     if device.startswith("cuda"):
-        with cupy().cuda.Device(int(device.partition(":")[2] or 0)):
-            return cupy().asarray(to_numpy(array)) if isinstance(array, np.ndarray) else cupy().array(array)
+        source = to_numpy(array) if isinstance(array, np.ndarray) else array
+        with cupy().cuda.Device(_index(device)), cuda_errors("a copy to the GPU"):
+            return _allocate(lambda: cupy().array(source), f"a copy of shape {source.shape}, {source.dtype}")
     host = to_numpy(array)
     if device == "cpu":
         return host.copy() if isinstance(array, SimArray) else host
@@ -167,5 +201,124 @@ def move(array: Any, device: str) -> Any:
 def to_numpy(array: Any) -> np.ndarray:
     """The values as a plain NumPy array; a SimArray's memory is shared, a GPU's is copied."""
     if _is_cupy(array):
-        return cupy().asnumpy(array)
+        with cuda_errors("a copy from the GPU"):
+            return cupy().asnumpy(array)
     return array.view(np.ndarray) if isinstance(array, SimArray) else np.asarray(array)
+
+
+def _index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+@contextmanager
+def errors_of(device: str, action: str) -> Iterator[None]:
+    """cuda_errors where the device is a GPU; else nothing."""
+    if device.startswith("cuda"):
+        with cuda_errors(action):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def cuda_errors(action: str) -> Iterator[None]:
+    """Inside this context an error that ends the use of the GPU becomes DeviceLost, others of CUDA RuntimeErrors."""
+    kinds = cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
+    try:
+        yield
+    except kinds as error:
+        if error.status not in STICKY_ERRORS:
+            raise RuntimeError(f"{action}: {error}") from error
+        raise DeviceLost(
+            f"{action}: {error}; this process cannot use the GPU any more: start a new one, with GPUCNN_SYNC=1 to "
+            "learn which kernel it was"
+        ) from error
+
+
+def _allocate(make: Callable[[], Any], what: str) -> Any:
+    """make(), once more after the pool has given back what it keeps for later; then MemoryError with what is in use."""
+    full = cupy().cuda.memory.OutOfMemoryError
+    try:
+        return make()
+    except full:
+        pass  # the exception holds arrays of the frames it went through, so that the rest is done after it
+    _free_cached_blocks()
+    try:
+        return make()
+    except full as error:
+        text = str(error)
+    raise MemoryError(f"{what} does not fit the GPU's memory ({text})\n{memory_table()}")
+
+
+def _free_cached_blocks() -> None:
+    gc.collect()
+    cupy().get_default_memory_pool().free_all_blocks()
+
+
+def memory_table() -> str:
+    """What holds the GPU's memory, as far as Python's objects tell: the largest arrays by shape, and the pool's sum."""
+    sizes: dict[str, list[int]] = {}
+    for array in {each.data.ptr: each for each in gc.get_objects() if _is_cupy(each)}.values():
+        sizes.setdefault(f"{array.dtype} {array.shape}", []).append(array.nbytes)
+    largest = sorted(sizes.items(), key=lambda entry: -sum(entry[1]))
+    pool = cupy().get_default_memory_pool()
+    lines = [f"{sum(each) / 2**20:10.1f} MiB  {len(each)} × {name}" for name, each in largest[:ARRAYS_SHOWN]]
+    return "\n".join([*lines, f"{pool.used_bytes() / 2**20:10.1f} MiB  of {pool.total_bytes() / 2**20:.1f} in use"])
+
+
+def uploaded(batches: Iterable[tuple[np.ndarray, ...]], device: str) -> Generator[tuple[Any, ...], None, None]:
+    """The batches with their arrays on a device; on a GPU the next one is copied while the last is computed with."""
+    if not device.startswith("cuda"):
+        for batch in batches:
+            yield tuple(move(array, device) for array in batch)
+        return
+    copies = cupy().cuda.Stream(non_blocking=True)
+    ahead = None
+    try:
+        for batch in batches:
+            upload = _start_upload(batch, copies)
+            if ahead is not None:
+                yield _finish_upload(*ahead)
+            ahead = upload
+        if ahead is not None:
+            yield _finish_upload(*ahead)
+    finally:
+        with cuda_errors("a copy to the GPU"):
+            copies.synchronize()  # memory of copies under way must not be used for anything else
+
+
+Upload = tuple[tuple[Any, ...], Any, list[np.ndarray]]  # arrays, the event after their copies, the pinned sources
+
+
+def _start_upload(batch: tuple[np.ndarray, ...], copies: Any) -> Upload:
+    """Copies of the arrays under way in the stream `copies`.
+
+    Their memory comes from the computing stream's pool, where an earlier batch may have had it, so the copies wait for
+    all that was launched on it before; that is why they are started before the previous batch is handed out.
+    """
+    with cuda_errors("a copy to the GPU"):
+        copies.wait_event(cupy().cuda.get_current_stream().record())
+        arrays, pinned = [], []
+        for source in batch:
+            pinned.append(_pinned(source))
+            what = f"a batch of shape {source.shape}, {source.dtype}"
+            arrays.append(_allocate(partial(cupy().empty, source.shape, source.dtype), what))
+            arrays[-1].set(pinned[-1], stream=copies)
+        return tuple(arrays), copies.record(), pinned
+
+
+def _pinned(source: np.ndarray) -> np.ndarray:
+    """A copy in memory that the GPU reads by itself."""
+    memory = cupy().cuda.alloc_pinned_memory(source.nbytes)
+    copy = np.frombuffer(memory, source.dtype, source.size).reshape(source.shape)
+    copy[...] = source
+    return copy
+
+
+def _finish_upload(arrays: tuple[Any, ...], copied: Any, pinned: list[np.ndarray]) -> tuple[Any, ...]:
+    """The arrays, once they are there; the pinned memory is used again after that."""
+    with cuda_errors("a copy to the GPU"):
+        copied.synchronize()
+        cupy().cuda.get_current_stream().wait_event(copied)
+    pinned.clear()
+    return arrays

@@ -184,7 +184,8 @@ def algorithms_of(operation: str, sizes: Sizes) -> list[str | None]:
     key = find(operation).algorithms
     if key is None:
         return [None]
-    return list(ops.able(key, _conv(sizes), np.dtype(np.float32), "sim"))
+    shape, dtype = _conv(sizes), np.dtype(np.float32)
+    return [name for name, entry in ops.table(key, "sim").items() if entry.supports(shape, dtype, "sim") is None]
 
 
 def run(operation: str, sizes: Sizes, algorithm: str | None, device: str) -> tuple[np.ndarray, ...]:

@@ -161,7 +161,7 @@ class Tensor:
         return self.data.__dlpack_device__()
 
     def __repr__(self) -> str:
-        text = np.array2string(self.data, separator=", ", prefix="tensor(")
+        text = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
         suffix = ", requires_grad=True" if self.requires_grad else ""
         return f"tensor({text}, dtype={self.dtype}{suffix})"
 

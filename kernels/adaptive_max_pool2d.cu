@@ -1,5 +1,5 @@
-// Adaptive max pooling of x (N, C, H, W), with strides, into contiguous y and switches (N, C, P, Q): window i covers rows
-// floor(i · H / P) up to ceil((i + 1) · H / P), columns alike. P = Q = 1 is global pooling.
+// Adaptive max pooling of x (N, C, H, W), with strides, into contiguous y and switches (N, C, P, Q): window i covers
+// rows floor(i · H / P) up to ceil((i + 1) · H / P), columns alike. P = Q = 1 is global pooling.
 //
 //   y = max over the window; switches = h · W + w of the winner in its plane, of equal values or NaNs the first
 //

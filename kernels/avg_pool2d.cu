@@ -1,7 +1,7 @@
 // Average pooling over H and W of x (N, C, H, W), with strides, into contiguous y (N, C, P, Q).
 //
-//   avg_pool2d_*            y = sum over the window / divisor; divisor = elements of the window cut off at H + padding and
-//                           W + padding (count_include_pad), or of the window cut to the plane (not)
+//   avg_pool2d_*            y = sum over the window / divisor; divisor = elements of the window cut off at H + padding
+//                           and W + padding (count_include_pad), or of the window cut to the plane (not)
 //   adaptive_avg_pool2d_*   window i of P = [floor(i · H / P), ceil((i + 1) · H / P)); P = Q = 1 is global pooling
 //   *_backward              gx (N, C, H, W) = sum of gy / divisor over the windows that hold this pixel, in their order
 //

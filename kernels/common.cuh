@@ -24,7 +24,18 @@ typedef unsigned long long uint64_t;
 typedef long long int64;  // as int64 of NumPy
 
 constexpr int WARP_SIZE = 32;
+constexpr int MAX_POINTERS = 64;
 constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// Several arrays for one launch, which fills as many as it is given from the start: 512 of the 4096 bytes that a
+// kernel's parameters may take. Const as a parameter, the arrays are only read.
+struct Pointers {
+    float* data[MAX_POINTERS];
+};
+// A number for each of them.
+struct Sizes {
+    int64 count[MAX_POINTERS];
+};
 
 template <class T>
 __host__ __device__ constexpr T ceil_div(T a, T b) {

@@ -1,8 +1,8 @@
-// c[n] = a[n] · b[n] for n < B: a (B,M,K), b (B,K,N), c (B,M,N), float32, row-major or transposed by strides; then bias and
-// ReLU. c is overwritten.
+// c[n] = a[n] · b[n] for n < B: a (B,M,K), b (B,K,N), c (B,M,N), float32, row-major or transposed by strides; then bias
+// and ReLU. c is overwritten.
 //
-// Layouts: in a, the terms (k) are contiguous ("n") or the rows are ("t"); in b, the columns ("n") or the terms ("t"); not
-// both "t". c's columns are contiguous. The other axis and the batch have any stride, also 0 for a matrix that is shared.
+// Layouts: in a, the terms (k) are contiguous ("n") or the rows are ("t"); in b, the columns ("n") or the terms ("t");
+// not both "t". c's columns are contiguous. The other axis and the batch have any stride, also 0 for a shared matrix.
 //
 // Accuracy: a chain of CHUNK products is summed in registers and then added to c, so the error of a sum of 1e5 terms
 // stays below 2e-6 of its norm. A block with few neighbours takes only a part of the terms, a "split": it writes to its
@@ -13,7 +13,7 @@
 #include "tile.cuh"
 
 constexpr int CHUNK = 1024;     // terms summed in one go
-constexpr int GROUP_TILES = 8;  // neighbouring blocks take tiles 8 rows deep, so that they share a and b in the L2 cache
+constexpr int GROUP_TILES = 8;  // neighbouring blocks take tiles 8 rows deep, and so share a and b in the L2 cache
 
 struct GemmShape {
     int M, N, K;
@@ -76,7 +76,8 @@ __device__ __forceinline__ void store_sums(float (&sums)[4 * GROUPS_M][4 * GROUP
 
 template <int TILE_M, int TILE_N, int TERMS, int GROUPS_M, int GROUPS_N, template <int, int, int> class Left,
           template <int, int, int> class Right>
-__device__ __forceinline__ void gemm(const float* a, const float* b, float* c, const float* bias, const GemmShape& shape) {
+__device__ __forceinline__ void gemm(const float* a, const float* b, float* c, const float* bias,
+                                     const GemmShape& shape) {
     constexpr int THREADS = TILE_M * TILE_N / (16 * GROUPS_M * GROUPS_N);
     static_assert(CHUNK % (2 * TERMS) == 0, "a chunk ends in the second stage, so the next may begin in the first");
     SHARED(float, left_tiles, [2][TERMS * (TILE_M + PAD)]);
@@ -101,8 +102,8 @@ __device__ __forceinline__ void gemm(const float* a, const float* b, float* c, c
                 right.copy(right_tiles[stage ^ 1], chunk - k - TERMS);
                 copy_async_commit();
             }
-            multiply_tiles<TERMS, TILE_M, TILE_N, GROUPS_M, GROUPS_N>(left_tiles[stage] + row, right_tiles[stage] + column,
-                                                                      sums);
+            multiply_tiles<TERMS, TILE_M, TILE_N, GROUPS_M, GROUPS_N>(left_tiles[stage] + row,
+                                                                      right_tiles[stage] + column, sums);
         }
         const bool last = done + CHUNK >= terms;
         // Computed anew: in the loop above every register counts.

@@ -1,12 +1,13 @@
 // Max pooling over H and W of x (N, C, H, W), with strides, into contiguous y and switches (N, C, P, Q).
 //
-//   forward    y = max over the window, padding never wins; switches = h · W + w of the winner in its plane: the first of
-//              equal values; of NaNs the last where windows slide, the first where they are adaptive (as on the CPU)
+//   forward    y = max over the window, padding never wins; switches = h · W + w of the winner in its plane: the first
+//              of equal values, and of NaNs the last, as on the CPU (adaptive pooling: adaptive_max_pool2d.cu)
 //   backward   gx (N, C, H, W) = sum of gy over the windows whose switch names this pixel, in the windows' order
 //
-// Outputs are overwritten. Backward gathers, so windows may overlap and no two threads write one place. The entry points
-// differ in what is known at compile time: a square window without dilation (forward), how many windows hold a pixel along
-// an axis (backward). *_vector: windows of 2×2 that tile contiguous planes with W a multiple of 4; a thread has two windows.
+// Outputs are overwritten. Backward gathers, so windows may overlap and no two threads write one place. The entry
+// points differ in what is known at compile time: a square window without dilation (forward), how many windows hold a
+// pixel along an axis (backward). *_vector: windows of 2×2 that tile contiguous planes with W a multiple of 4; a thread
+// has two windows.
 #include "pool.cuh"
 
 struct Winner {
@@ -151,8 +152,9 @@ KERNEL(256, 4) max_pool2d_forward_vector(const float* x, float* y, int* switches
 }
 
 __device__ __forceinline__ float4 gradient_of_four(float2 gradient, int2 winner, int place) {
-    return make_float4(winner.x == place ? 0.0f + gradient.x : 0.0f, winner.x == place + 1 ? 0.0f + gradient.x : 0.0f,
-                       winner.y == place + 2 ? 0.0f + gradient.y : 0.0f, winner.y == place + 3 ? 0.0f + gradient.y : 0.0f);
+    const float left = 0.0f + gradient.x, right = 0.0f + gradient.y;  // a sum of one, so that -0 becomes 0
+    return make_float4(winner.x == place ? left : 0.0f, winner.x == place + 1 ? left : 0.0f,
+                       winner.y == place + 2 ? right : 0.0f, winner.y == place + 3 ? right : 0.0f);
 }
 
 KERNEL(256, 4) max_pool2d_backward_vector(const float* gy, const int* switches, float* gx, WindowPairs pairs) {

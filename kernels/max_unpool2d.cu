@@ -1,12 +1,12 @@
 // The way back from max pooling; a plane is an H×W image of one channel, all arrays are contiguous.
 //
-//   forward    y (planes, size) = x (planes, values) where indices (planes, values) say, 0 elsewhere; of several values for
-//              one place the last
+//   forward    y (planes, size) = x (planes, values) where indices (planes, values) say, 0 elsewhere; of several values
+//              for one place the last
 //   backward   gx (planes, values) = gy (planes, size) at the indices
 //
-// Outputs are overwritten. Forward gives a plane to a block, which takes the values in order, as many at a time as it has
-// threads: among these a value is written only if no later one names the same place, and a barrier separates it from the
-// next ones. So every place is written by one thread at a time, in the order of the values.
+// Outputs are overwritten. Forward gives a plane to a block, which takes the values in order, as many at a time as it
+// has threads: among these a value is written only if no later one names the same place, and a barrier separates it
+// from the next ones. So every place is written by one thread at a time, in the order of the values.
 #include "division.cuh"
 
 struct UnpoolPlanes {

@@ -1,9 +1,9 @@
-// Geometry of pooling over H and W of (N, C, H, W) into (N, C, P, Q): which thread computes which element, what a window
-// covers, and which windows hold a pixel. x comes with strides; every other array is contiguous.
+// Geometry of pooling over H and W of (N, C, H, W) into (N, C, P, Q): which thread computes which element, what a
+// window covers, and which windows hold a pixel. x comes with strides; every other array is contiguous.
 //
 // Outputs go to threads in the order of memory, so that neighbours write neighbours. Where x has its channels side by
-// side (channels-last), a block takes 2^channel_bits channels and some pixels of one image instead: neighbours then read
-// neighbours, and the block's writes still fill whole sectors.
+// side (channels-last), a block takes 2^channel_bits channels and some pixels of one image instead: neighbours then
+// read neighbours, and the block's writes still fill whole sectors.
 #pragma once
 #include "division.cuh"
 
@@ -11,7 +11,7 @@ constexpr int POOL_THREADS = 256;
 
 // Pairs are of rows and of columns. Adaptive pooling has no kernel, stride, padding and dilation.
 struct Pool2d {
-    int64 count, x_stride[4];  // threads with work where they go in the order of memory; elements from n, c, h, w to next
+    int64 count, x_stride[4];  // threads with work, where they go in the order of memory; elements between n, c, h, w
     int channels, channel_bits, count_include_pad;
     int size[2], outputs[2], kernel[2], stride[2], padding[2], dilation[2];
     unsigned by_channels[3], by_height[3], by_width[3], by_rows[3], by_columns[3], by_stride_h[3], by_stride_w[3];

@@ -1,10 +1,10 @@
 // Pieces of register-tiled products Σ_k left[k][row] · right[k][column]: gemm.cu and the implicit-GEMM convolutions.
 //
-// A block keeps both operands in shared memory with k outermost, each k a row of EXTENT + 4 floats. A warp's lanes stand
-// 4 × 8; a lane owns 4 rows and 4 columns in each of GROUPS_M × GROUPS_N groups, 16 rows and 32 columns apart, so that it
-// reads its values as float4 and stores its results as float4, 128 bytes of a row a warp.
-// - Lane map: the row group is bits 0 and 4 of the lane, the column group bits 1 to 3. Lanes n and n^1, or n and n^2, then
-//   read the same address, and every LDS.128 takes 2 passes instead of 4.
+// A block keeps both operands in shared memory with k outermost, each k a row of EXTENT + 4 floats. A warp's lanes
+// stand 4 × 8; a lane owns 4 rows and 4 columns in each of GROUPS_M × GROUPS_N groups, 16 rows and 32 columns apart, so
+// that it reads its values as float4 and stores its results as float4, 128 bytes of a row a warp.
+// - Lane map: the row group is bits 0 and 4 of the lane, the column group bits 1 to 3. Lanes n and n^1, or n and n^2,
+//   then read the same address, and every LDS.128 takes 2 passes instead of 4.
 // - Padding by 4: eight k × four rows written word by word, (4·k + row) mod 32, fall into 32 different banks.
 #pragma once
 #include "ptx.cuh"
@@ -24,7 +24,8 @@ __device__ __forceinline__ int thread_row() {
 template <int TILE_N, int GROUPS_M, int GROUPS_N>
 __device__ __forceinline__ int thread_column() {
     const int warp = threadIdx.x / WARP_SIZE;
-    return warp % (TILE_N / (GROUP_COLUMNS * GROUPS_N)) * GROUP_COLUMNS * GROUPS_N + lane_column(threadIdx.x % WARP_SIZE);
+    const int lane = threadIdx.x % WARP_SIZE;
+    return warp % (TILE_N / (GROUP_COLUMNS * GROUPS_N)) * GROUP_COLUMNS * GROUPS_N + lane_column(lane);
 }
 
 // sums[i][j] += Σ_k left[k][i] · right[k][j] over TERMS; both pointers at this thread's first row and column.
@@ -37,7 +38,8 @@ __device__ __forceinline__ void multiply_tiles(const float* left, const float* r
 #pragma unroll
         for (int g = 0; g < GROUPS_M; ++g) unpack(load4(left + k * (TILE_M + PAD) + g * GROUP_ROWS), rows + 4 * g);
 #pragma unroll
-        for (int g = 0; g < GROUPS_N; ++g) unpack(load4(right + k * (TILE_N + PAD) + g * GROUP_COLUMNS), columns + 4 * g);
+        for (int g = 0; g < GROUPS_N; ++g)
+            unpack(load4(right + k * (TILE_N + PAD) + g * GROUP_COLUMNS), columns + 4 * g);
 #pragma unroll
         for (int i = 0; i < 4 * GROUPS_M; ++i) {
 #pragma unroll
@@ -46,9 +48,9 @@ __device__ __forceinline__ void multiply_tiles(const float* left, const float* r
     }
 }
 
-// Copies tiles of a matrix whose terms are contiguous, EXTENT rows × TERMS terms each, to shared [term][row], tile after
-// tile along the terms. Eight lanes read a sector of 32 bytes, so the copy is made of words and needs no alignment.
-// Rows past the matrix repeat its last one; terms past it are zeros.
+// Copies tiles of a matrix whose terms are contiguous, EXTENT rows × TERMS terms each, to shared [term][row], tile
+// after tile along the terms. Eight lanes read a sector of 32 bytes, so the copy is made of words and needs no
+// alignment. Rows past the matrix repeat its last one; terms past it are zeros.
 template <int EXTENT, int TERMS, int THREADS>
 struct TermsContiguous {
     static constexpr int LANES = 8, ROWS = THREADS / LANES, PASSES = EXTENT / ROWS;

@@ -146,7 +146,16 @@ def test_choice_of_algorithm():
     def choice(x: tuple[int, ...], weight: tuple[int, ...], groups: int = 1) -> str:
         return ops.choose("conv2d_forward", ops.conv_shape(x, weight, groups=groups))
 
-    assert choice((8, 64, 56, 56), (64, 64, 3, 3)) == "im2col"
+    assert choice((8, 64, 58, 58), (64, 64, 3, 3)) == "winograd4"
+    assert choice((4, 512, 16, 16), (512, 512, 3, 3)) == "winograd"  # 64 tiles of 4×4 outputs, 196 of 2×2
+    assert choice((1, 512, 16, 16), (512, 512, 3, 3)) == "im2col"
+    assert choice((8, 32, 58, 58), (32, 32, 3, 3)) == "im2col"
+    assert choice((8, 3, 226, 226), (64, 3, 3, 3)) == "im2col"
+    assert choice((8, 64, 31, 31), (128, 64, 5, 5)) == "fft"
+    assert choice((1, 64, 31, 31), (128, 64, 5, 5)) == "im2col"
+    assert choice((8, 512, 31, 31), (512, 512, 5, 5)) == "im2col"  # spectra of the filters would fill a gigabyte
+    assert choice((64, 64, 56, 56), (64, 64, 1, 1)) == "im2col"
+    assert choice((64, 128, 58, 58), (128, 64, 3, 3), groups=2) == "im2col"
     assert choice((8, 1, 28, 28), (6, 1, 5, 5)) == "im2col"
     assert choice((8, 32, 14, 14), (32, 1, 3, 3), groups=32) == "direct"
 

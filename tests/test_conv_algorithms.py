@@ -113,6 +113,15 @@ FFT_CASES = {
     "pointwise": ConvCase((2, 7, 5, 6), (11, 7, 1, 1)),
     "kernel_larger_than_image": ConvCase((1, 2, 3, 2), (3, 2, 5, 4), padding=(2, 2)),
     "convnet_l3": ConvCase((2, 8, 32, 32), (9, 8, 9, 9)),
+    "tiles": ConvCase((3, 4, 100, 83), (5, 4, 9, 7), padding=(4, 1)),  # in both directions, the last ones cut
+    "one_row": ConvCase((2, 3, 1, 90), (4, 3, 1, 5), padding=(0, 2)),
+    "one_column": ConvCase((2, 3, 70, 1), (4, 3, 8, 1)),
+    "longer_than_64": ConvCase((1, 2, 80, 90), (3, 2, 70, 66), padding=1),
+    "padding_beyond_the_kernel": ConvCase((1, 2, 5, 5), (2, 2, 5, 2), padding=6),
+}
+FFT_LARGE = {
+    "several_chunks": ConvCase((40, 1, 100, 100), (64, 1, 5, 5)),
+    "long_sums": ConvCase((40, 40, 24, 24), (24, 40, 9, 9)),
 }
 
 
@@ -120,6 +129,33 @@ FFT_CASES = {
 @dtypes
 def test_fft_takes_any_kernel(case, dtype):
     check_bounds(case, dtype, "fft")
+
+
+@parametrize(FFT_LARGE)
+def test_relative_error_of_fft(case):
+    test_relative_error(case, "fft")
+
+
+def test_fft_does_not_mix_images():
+    """Transforms run on many tiles at a time, yet a small image keeps its accuracy beside a large one."""
+    case = ConvCase((2, 3, 20, 20), (4, 3, 5, 5))
+    x, weight, bias, _ = arrays_of(case, np.float32)
+    alone = F.conv2d(x[1:], weight, bias, algorithm="fft")
+    x[0] *= 1e20
+    assert_same_bits(F.conv2d(x, weight, bias, algorithm="fft")[1:], alone)
+
+
+@algorithms
+def test_bits_do_not_depend_on_threads(algorithm):
+    case = FFT_CASES["tiles"] if algorithm == "fft" else CASES["many_channels"]
+    arrays, before, results = arrays_of(case, np.float32), gpucnn.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            gpucnn.set_num_threads(threads)
+            results.append(b"".join(out.tobytes() for out in three_passes(case, *arrays, algorithm)))
+    finally:
+        gpucnn.set_num_threads(before)
+    assert results[0] == results[1] == results[2]
 
 
 @parametrize(LARGE)

@@ -84,6 +84,7 @@ def test_wheel_built_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
     assert {"gpucnn/py.typed", "gpucnn/_C.pyi", "gpucnn/data/digits5k.npz", "gpucnn/bench/cpu.py"} <= set(names)
     assert [name for name in names if name.startswith("gpucnn/_C.") and name.endswith(".so")]
     assert [name for name in names if name.endswith("licenses/NOTICE")]
+    assert not [name for name in names if name.endswith(".cubin")]
     python = bare_environment(tmp_path / "environment")
     run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     add_dependencies(python)

@@ -65,7 +65,7 @@ def trainer(splits: Splits, **settings: Any) -> train.Trainer:
         ("clip_norm", 0, "clip_norm is 0; it must be a finite number above 0"),
         ("optimizer", "lion", "optimizer 'lion' is unknown; use one of sgd, adam, adamw"),
         ("schedule", "exp", "schedule 'exp' is unknown; use one of cosine, step, constant, plateau"),
-        ("device", "cuda", "device 'cuda': CUDA kernels are not part of this release"),
+        ("device", "cuda", "device 'cuda': CuPy is not installed"),
         ("device", "tpu", "device 'tpu' is unknown"),
         ("early_stop", 2, "early_stop is 2, which follows the validation part, but there is none"),
         ("schedule", "plateau", "schedule is 'plateau', which follows the validation part, but there is none"),

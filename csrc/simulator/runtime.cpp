@@ -53,10 +53,11 @@ const char* name_of(State state) { return state == State::AT_BARRIER ? "at a bar
 // The next thread that can run, after `from` in the order of the launch; -1 if there is none.
 int next_ready(int from) {
     const int count = block.thread_count;
-    int candidate = block.launch->order == RANDOM ? static_cast<int>(next_random() % count) : from;
     const int step = block.launch->order == REVERSE ? count - 1 : 1;
+    int candidate = block.launch->order == RANDOM ? static_cast<int>(next_random() % count) : from;
     for (int i = 0; i < count; ++i) {
-        candidate = (candidate + step) % count;
+        candidate += step;
+        if (candidate >= count) candidate -= count;  // a remainder would cost as much as the switch itself
         if (block.threads[candidate].state == State::READY) return candidate;
     }
     return -1;
@@ -194,7 +195,7 @@ struct SignalGuard {
     stack_t previous_stack{};
 };
 
-void complete(const AsyncCopy& copy) {
+inline void complete(const AsyncCopy& copy) {
     if (copy.source_bytes == 4 && copy.bytes == 4) {
         memcpy(copy.destination, copy.source, 4);  // a constant size: one instruction instead of a call
     } else if (copy.source_bytes == 16) {
@@ -246,12 +247,15 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment) {
 
 void block_barrier(Place place) {
     Thread& me = *block.current;
-    if (block.at_barrier && (block.barrier.line != place.line || strcmp(block.barrier.file, place.file) != 0)) {
+    // The same barrier has one name at one address; only others are compared letter by letter.
+    if (block.at_barrier && (block.barrier.line != place.line ||
+                             (block.barrier.file != place.file && strcmp(block.barrier.file, place.file) != 0))) {
         const std::string message = "threads of one block wait at different barriers: lines " +
                                     std::to_string(block.barrier.line) + " and " + std::to_string(place.line);
         fail("divergent barrier", message.c_str(), place);
     }
-    block.barrier = me.place = place;
+    block.barrier = place;
+    me.place = place;
     if (++block.at_barrier == block.alive) {
         block.at_barrier = 0;
         ++block.epoch;
@@ -308,13 +312,18 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
     if (!inside) fail("cp.async", "the destination is not in shared memory", place);
     if (reinterpret_cast<uintptr_t>(destination) % bytes || (source_bytes && reinterpret_cast<uintptr_t>(source) % bytes))
         fail("cp.async", "both addresses must be multiples of the size", place);
-    const AsyncCopy copy{static_cast<char*>(destination), static_cast<const char*>(source), bytes, source_bytes,
-                         me.copy_groups, __builtin_return_address(0)};
+    // Filled in place: a struct written by parts and copied at once would stall the CPU's store buffer.
+    AsyncCopy& copy = me.copies.emplace_back();
+    copy.destination = static_cast<char*>(destination);
+    copy.source = static_cast<const char*>(source);
+    copy.bytes = bytes;
+    copy.source_bytes = source_bytes;
+    copy.group = me.copy_groups;
+    copy.code = __builtin_return_address(0);
     copy_issued(copy);
-    if (block.launch->late_copies)
-        me.copies.push_back(copy);
-    else
-        complete(copy);
+    if (block.launch->late_copies) return;
+    complete(copy);
+    me.copies.pop_back();
 }
 
 void copy_async_commit() { ++block.current->copy_groups; }

@@ -148,7 +148,8 @@ inline void __syncwarp(uint32_t mask = ~0u, SIMULATOR_PLACE) {
     simulator::warp_operation(mask, &mask, simulator::no_lanes, {file, line});
 }
 
-// Lanes are counted inside segments of `width`, a power of two; a source outside the segment gives the lane's own value.
+// Lanes are counted inside segments of `width`, a power of two; a source outside the segment gives the lane's own value
+// (of a shuffle by xor, only one in a later segment does).
 template <class T>
 T __shfl_sync(uint32_t mask, T value, int source, int width = 32, SIMULATOR_PLACE) {
     const int first = simulator::lane & ~(width - 1);
@@ -157,7 +158,7 @@ T __shfl_sync(uint32_t mask, T value, int source, int width = 32, SIMULATOR_PLAC
 template <class T>
 T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, SIMULATOR_PLACE) {
     const int source = simulator::lane ^ bits;
-    const bool inside = (source & ~(width - 1)) == (simulator::lane & ~(width - 1));
+    const bool inside = source <= (simulator::lane | (width - 1));  // earlier segments may be read, later ones not
     return simulator::shuffle(mask, value, inside ? source : simulator::lane, {file, line});
 }
 template <class T>

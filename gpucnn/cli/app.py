@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gpucnn.cli.build_kernels import build_kernels
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.evaluate import evaluate
 from gpucnn.cli.import_weights import import_weights
@@ -16,6 +17,7 @@ from gpucnn.cli.predict import predict
 from gpucnn.cli.sim import sim
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
+from gpucnn.device import DeviceLost
 from gpucnn.version import __version__
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -40,6 +42,7 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("import-weights")(import_weights)
 app.command("summary")(summary)
+app.command("build-kernels")(build_kernels)
 app.command("doctor")(doctor)
 app.add_typer(sim, name="sim")
 
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     except MemoryError as error:
         return _complain(f"not enough memory ({error}); use a smaller --width, --image-size or --batch-size", FAILED)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DeviceLost) as error:
         return _complain(_text(error), FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from gpucnn import data as datasets
-from gpucnn import device as devices
 from gpucnn import train
 from gpucnn.cli import options
 
@@ -24,8 +23,7 @@ def evaluate(
 ) -> None:
     """Measure a trained network on the test images of a data set."""
     options.check_output(json)
-    devices.resolve(device or "auto")
-    trained = train.load_model(checkpoint)
+    trained = train.load_model(checkpoint, device or "auto")
     source = data or trained.data
     test = datasets.load(source).test
     if limit is not None:

@@ -58,7 +58,7 @@ Width = Annotated[
 ]
 ImageSize = Annotated[int | None, count("PIXELS", "Side of the network's input.")]
 Limit = Annotated[int | None, setting("limit", "N", "Use the first N training and N test images only.")]
-Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or sim.")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, sim (the kernels, simulated) or cuda.")]
 
 
 def check_output(path: Path | None, folder: Path | None = None) -> None:

@@ -17,11 +17,13 @@ def predict(
     invert: Annotated[
         bool, typer.Option("--invert", help="Turn dark into light first: for dark digits on light paper.")
     ] = False,
+    device: options.Device = None,
     json: options.Json = None,
 ) -> None:
     """Say what pictures show: the five likeliest classes of each, with their probabilities."""
     options.check_output(json)
-    predictions = train.predict(checkpoint, images, invert=invert)
+    trained = train.load_model(checkpoint, device or "auto")
+    predictions = train.predict(trained, images, invert=invert)
     options.write_json(json, [prediction.to_json() for prediction in predictions])
     for prediction in predictions:
         typer.echo(prediction.image)

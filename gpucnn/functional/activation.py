@@ -49,7 +49,7 @@ class Tanh(Function):
         return self.y
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (gradient * (1 - self.y * self.y),)
+        return (ops.tanh_backward(self.y, gradient),)
 
 
 class Sigmoid(Function):
@@ -58,7 +58,7 @@ class Sigmoid(Function):
         return self.y
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (gradient * self.y * (1 - self.y),)
+        return (ops.sigmoid_backward(self.y, gradient),)
 
 
 class Softmax(Function):

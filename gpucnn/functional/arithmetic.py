@@ -20,7 +20,7 @@ def _reduce_to(gradient: np.ndarray, like: Any) -> np.ndarray | None:
         return gradient if shape is not None else None
     lead = gradient.ndim - len(shape)
     axes = (*range(lead), *(lead + i for i, n in enumerate(shape) if n == 1 and gradient.shape[lead + i] != 1))
-    return gradient.sum(axis=axes, keepdims=True).reshape(shape)
+    return ops.sum_over(gradient, axes).reshape(shape)
 
 
 class Add(Function):
@@ -147,7 +147,7 @@ class Sum(Function):
 
     def forward(self, x: Any) -> Any:
         self.x_shape = x.shape
-        return x.sum(axis=self.axis, keepdims=self.keepdims)
+        return ops.sum_over(x, self.axis, self.keepdims)
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
         if self.axis is not None and not self.keepdims:

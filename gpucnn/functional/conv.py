@@ -126,7 +126,8 @@ def conv2d(
     - weight: (K, C/groups, R, S); bias: (K,) or None
     - stride, padding, dilation: pixels, one integer or (height, width); groups: divides C and K
     - algorithm: "auto", "direct", "im2col", "toeplitz"; for stride, dilation and groups 1 also "fft", and for 3×3
-      filters "winograd" and "winograd4"; they differ in speed and rounding, not in meaning
+      filters "winograd" and "winograd4"; they differ in speed and rounding, not in meaning. "auto" chooses by the shape
+      alone; the last three spread a value that is not finite over the tile that it is in
     Raises ValueError or TypeError naming the argument that does not fit, UnsupportedAlgorithm for the algorithm.
     Sources: Dumoulin & Visin 2016 (arithmetic); Chellapilla et al. 2006 (im2col).
     """

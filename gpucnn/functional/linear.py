@@ -19,7 +19,7 @@ class Linear(Function):
         return (
             ops.matmul(gradient, self.weight) if self.needs_gradient(0) else None,
             ops.linear_backward_weight(self.x, gradient) if self.needs_gradient(1) else None,
-            gradient.reshape(-1, gradient.shape[-1]).sum(axis=0) if self.needs_gradient(2) else None,
+            ops.sum_over(gradient.reshape(-1, gradient.shape[-1]), 0) if self.needs_gradient(2) else None,
         )
 
 

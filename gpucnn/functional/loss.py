@@ -19,7 +19,7 @@ class CrossEntropy(Function):
         losses, self.log_probabilities = ops.cross_entropy_forward(x, self.labels, self.label_smoothing)
         if self.reduction == "none":
             return losses
-        return losses.sum() if self.reduction == "sum" else losses.mean()
+        return ops.sum_over(losses) if self.reduction == "sum" else ops.mean_over_all(losses)
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
         count = len(self.labels)
@@ -89,12 +89,13 @@ def cross_entropy(x: Any, labels: Any, *, reduction: str = "mean", label_smoothi
     - x: (N, classes) scores; labels: (N,) integers from 0 to classes − 1
     - reduction: "mean" over the rows, "sum", or "none" for (N,) losses
     - label_smoothing: share of the target spread evenly over all classes, 0 to 1 (Szegedy et al. 2016, §7)
+    Labels that are on a GPU or the simulator already are not checked on the host: a wrong one makes the loss NaN.
     Raises ValueError or TypeError naming the argument that does not fit.
     """
     _check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be from 0 to 1")
-    labels = ops.check_labels("cross_entropy", x, _array(labels))
+    labels = ops.check_labels("cross_entropy", _array(x), _array(labels))
     _check_not_empty("cross_entropy", reduction, labels)
     return CrossEntropy(labels, reduction, label_smoothing)(x)
 
@@ -108,9 +109,7 @@ def binary_cross_entropy_with_logits(x: Any, target: Any, *, reduction: str = "m
     """
     operation = "binary_cross_entropy_with_logits"
     _check_targets(operation, x, target, reduction)
-    array = _array(target)
-    if not ((array >= 0) & (array <= 1)).all():
-        raise ValueError(f"{operation}: target holds values outside 0 to 1; it must be the probability of a yes")
+    ops.check_probabilities(operation, _array(target))
     return _reduce(BinaryCrossEntropy()(x, target), reduction)
 
 
@@ -156,7 +155,7 @@ def multi_margin_loss(x: Any, labels: Any, *, margin: float = 1.0, reduction: st
     fit.
     """
     _check_reduction("multi_margin_loss", reduction)
-    labels = ops.check_labels("multi_margin_loss", x, _array(labels))
+    labels = ops.check_labels("multi_margin_loss", _array(x), _array(labels))
     _check_not_empty("multi_margin_loss", reduction, labels)
     return _reduce(MultiMargin(labels, float(margin))(x), reduction)
 

@@ -66,24 +66,13 @@ def batch_norm(
     data, mean, variance = _data(x), _data(running_mean), _data(running_var)
     _check_batch_norm(data, mean, variance, _data(weight), _data(bias), training)
     if training or mean is None:
-        batch_mean, batch_variance = ops.batch_norm_statistics(data)
-        if training and mean is not None:
-            count = data.size // data.shape[1]
-            _move(mean, batch_mean, momentum)
-            _move(variance, batch_variance * (count / (count - 1)), momentum)
-        return BatchNorm(batch_mean, 1 / np.sqrt(batch_variance + eps), True)(x, weight, bias)
-    # A copy: the running statistics may move on before backward.
-    mean, variance = mean.astype(data.dtype), variance.astype(data.dtype)
-    return BatchNorm(mean, 1 / np.sqrt(variance + eps), False)(x, weight, bias)
+        moved = (mean, variance, momentum) if training else ()
+        return BatchNorm(*ops.batch_norm_statistics(data, eps, *moved), training=True)(x, weight, bias)
+    return BatchNorm(*ops.batch_norm_running(data, mean, variance, eps), training=False)(x, weight, bias)
 
 
 def _data(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else value
-
-
-def _move(running: np.ndarray, batch: np.ndarray, momentum: float) -> None:
-    running *= 1 - momentum
-    running += momentum * batch
 
 
 def _check_batch_norm(x: Any, mean: Any, variance: Any, weight: Any, bias: Any, training: bool) -> None:

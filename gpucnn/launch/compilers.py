@@ -10,14 +10,19 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gpucnn.files import cache_folder, write_atomically
-from gpucnn.launch.sources import digest, folder
+from gpucnn.launch.sources import digest, files, folder
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 COMPILERS = ("nvcc", "nvrtc")
+SHIPPED = Path(__file__).parents[1] / "cubins"  # code that was compiled when the package was built, if any
 
 
 class CompileError(RuntimeError):
@@ -127,15 +132,72 @@ def _nvrtc_output(program: ctypes.c_void_p, what: str) -> bytes:
     return buffer.raw
 
 
+def version(compiler: str) -> str:
+    """The version of "nvcc" or "nvrtc"; raises ValueError where it is not installed."""
+    return nvcc_version() if compiler == "nvcc" else nvrtc_version()
+
+
+def is_installed(compiler: str) -> bool:
+    """Whether `version` has an answer."""
+    try:
+        return bool(version(compiler))
+    except ValueError:
+        return False
+
+
 def cubin(file: str, architecture: str, compiler: str) -> tuple[bytes, str]:
-    """(cubin, what the compiler said), from the cache or compiled now; compiler: "nvcc" or "nvrtc"."""
+    """(cubin, what the compiler said): shipped with the package, from the cache, or compiled now into the cache.
+
+    Of code that is there already, that of the installed compiler's version is taken; if none is installed, any.
+    Raises ValueError where there is neither code nor a compiler, and CompileError.
+    - compiler: "nvcc" or "nvrtc"
+    """
     check_architecture(architecture)
-    version = nvcc_version() if compiler == "nvcc" else nvrtc_version()
-    text = repr((compiler, version, flags(architecture)[:-1], digest(file)))
-    stem = f"{Path(file).stem}-{architecture}-{compiler}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    path, log = cache_folder("cubin") / f"{stem}.cubin", cache_folder("cubin") / f"{stem}.log"
-    if not (path.exists() and log.exists()):
-        code, said = (compile_with_nvcc if compiler == "nvcc" else compile_with_nvrtc)(file, architecture)
-        write_atomically(log, said.encode())
-        write_atomically(path, code)
-    return path.read_bytes(), log.read_text()
+    stem = _stem(file, architecture, compiler)
+    suffix = f"-{version(compiler)}" if is_installed(compiler) else "-*"
+    for place in (SHIPPED, cache_folder("cubin")):
+        for path in sorted(place.glob(f"{stem}{suffix}.cubin"), reverse=True):
+            if path.with_suffix(".log").exists():
+                return path.read_bytes(), path.with_suffix(".log").read_text()
+    path = compile_into(cache_folder("cubin"), file, architecture, compiler)
+    return path.read_bytes(), path.with_suffix(".log").read_text()
+
+
+def _stem(file: str, architecture: str, compiler: str) -> str:
+    """What tells compiled code apart but for the compiler's version: file, architecture, digest of texts and flags."""
+    text = repr((compiler, flags(architecture)[:-1], digest(file)))
+    return f"{Path(file).stem}-{architecture}-{compiler}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def compile_into(folder: Path, file: str, architecture: str, compiler: str) -> Path:
+    """Compile a file of kernels; returns the cubin's path, beside which a .log has what the compiler said."""
+    path = folder / f"{_stem(file, architecture, compiler)}-{version(compiler)}.cubin"
+    code, said = (compile_with_nvcc if compiler == "nvcc" else compile_with_nvrtc)(file, architecture)
+    write_atomically(path.with_suffix(".log"), said.encode())
+    write_atomically(path, code)
+    return path
+
+
+def jobs(architectures: Sequence[str]) -> int:
+    """How many rows `build` gives."""
+    return len(files()) * len(architectures)
+
+
+def build(architectures: Sequence[str], compiler: str) -> Iterator[dict[str, Any]]:
+    """Compile every file of kernels that is not there yet, several at a time.
+
+    Gives a row each: file, arch, bytes, seconds, error ("" if there is none).
+    """
+    pairs = [(str(file), architecture) for file in files() for architecture in architectures]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(lambda pair: _build_one(*pair, compiler), pairs)
+
+
+def _build_one(file: str, architecture: str, compiler: str) -> dict[str, Any]:
+    start, size, error = time.perf_counter(), 0, ""
+    try:
+        size = len(cubin(file, architecture, compiler)[0])
+    except CompileError as failure:
+        error = str(failure)
+    seconds = round(time.perf_counter() - start, 2)
+    return {"file": Path(file).name, "arch": architecture, "bytes": size, "seconds": seconds, "error": error}

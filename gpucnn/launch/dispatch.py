@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
     """Run `kernel` with `grid` blocks (along x, or x, y and z) on the device of its array arguments.
 
     Integers and floats are converted to the declared types; an array may be None where the kernel takes a null pointer;
-    a struct's integers come as a tuple. A grid without blocks runs nothing.
+    a struct's numbers come as a tuple, `Pointers` as a sequence of arrays. A grid without blocks runs nothing.
 
     - shared_bytes: dynamic shared memory of a block
     Raises TypeError for an argument of another kind, dtype or layout, ValueError for a number out of range or a grid
@@ -35,8 +35,7 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
     entry = find(kernel)
     blocks = _grid(entry, grid)
     bound = bind(entry, arguments)
-    arrays = [value for value in bound if devices.is_array(value)]
-    where = _device(entry, arrays)
+    where = _device(entry, [array for value in bound for array in devices.arrays_in(value)])
     if 0 in blocks:
         return
     if os.environ.get("GPUCNN_DEBUG"):
@@ -61,6 +60,11 @@ def engine(device: str) -> plan.Engine:
     return ENGINES[name]
 
 
+def max_pointers() -> int:
+    """How many arrays one argument `Pointers` can hold."""
+    return structs()["Pointers"][0][1]
+
+
 def grid_for(count: int, threads: int = 256) -> int:
     """Blocks of an element-wise kernel over `count` elements: a thread for each, at most 4096 blocks, which loop."""
     return min(-(-count // threads), 4096)
@@ -83,7 +87,7 @@ def _grid(entry: Entry, grid: int | tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def bind(entry: Entry, arguments: tuple[Any, ...]) -> list[Any]:
-    """The arguments as the kernel's parameters: arrays (None for null), NumPy scalars, or bytes of a struct."""
+    """The arguments as the kernel's parameters: arrays (None for null), tuples of them, NumPy scalars and structs."""
     names = ", ".join(parameter.name for parameter in entry.parameters)
     if len(arguments) != len(entry.parameters):
         raise TypeError(
@@ -97,7 +101,15 @@ def _bind_one(entry: Entry, parameter: Parameter, value: Any) -> Any:
         return _pointer(entry, parameter, value)
     if parameter.type in SCALARS:
         return scalar(f"{entry.name}: {parameter.name}", parameter.type, value)
+    if parameter.type == "Pointers":
+        return _pointers(entry, parameter, value)
     return _struct(entry, parameter, value)
+
+
+def _pointers(entry: Entry, parameter: Parameter, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)) or len(value) > max_pointers() or any(array is None for array in value):
+        raise TypeError(f"{entry.name}: {parameter.name} must be a tuple or list of at most {max_pointers()} arrays")
+    return tuple(_pointer(entry, replace(parameter, type="float"), array) for array in value)
 
 
 def _pointer(entry: Entry, parameter: Parameter, value: Any) -> Any:

@@ -7,8 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpucnn import device as devices
-from gpucnn.launch.sources import Entry, digest, folder
+from gpucnn.launch.sources import Entry, digest, folder, structs
 
 STATIC_SHARED_BYTES = 48 << 10  # above this, dynamic shared memory must be asked for
 
@@ -35,11 +37,16 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     kernel = function(entry.name, entry.file, cupy.cuda.runtime.getDevice())
     if shared_bytes > STATIC_SHARED_BYTES:
         kernel.max_dynamic_shared_size_bytes = shared_bytes
-    try:
-        kernel(grid, (entry.threads, 1, 1), tuple(arguments), shared_mem=shared_bytes)
+    with devices.cuda_errors(f"{entry.name}: grid {grid}, {entry.threads} threads, {shared_bytes} B shared"):
+        kernel(grid, (entry.threads, 1, 1), tuple(map(_value, arguments)), shared_mem=shared_bytes)
         if os.environ.get("GPUCNN_SYNC"):
             cupy.cuda.get_current_stream().synchronize()
-    except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
-        raise RuntimeError(
-            f"{entry.name}: grid {grid}, {entry.threads} threads, {shared_bytes} B shared: {error}"
-        ) from error
+
+
+def _value(argument: Any) -> Any:
+    """An argument as CuPy takes it: `Pointers` are a struct of addresses."""
+    if not isinstance(argument, tuple):
+        return argument
+    addresses = np.zeros((), [("data", np.uintp, structs()["Pointers"][0][1])])
+    addresses["data"][: len(argument)] = [array.data.ptr for array in argument]
+    return addresses[()]

@@ -14,7 +14,7 @@ import numpy as np
 from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.launch import compilers
-from gpucnn.launch.sources import Entry
+from gpucnn.launch.sources import Entry, structs
 
 LIBRARY = "libcuda.so.1"
 FEATURES = {"90": "sm_90a"}  # architectures whose own instructions the kernels use
@@ -48,9 +48,12 @@ def prepare(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shar
 
 
 def value_bytes(argument: Any) -> bytes:
-    """A kernel's argument as its bytes in memory: an array's address, a number, a struct."""
+    """A kernel's argument as its bytes in memory: an array's address, `Pointers`, a number, a struct."""
     if isinstance(argument, np.generic):
         return argument.tobytes()
+    if isinstance(argument, tuple):
+        addresses = b"".join(map(value_bytes, argument))
+        return addresses.ljust(8 * structs()["Pointers"][0][1], b"\0")
     address = 0 if argument is None else argument.data.ptr
     return address.to_bytes(8, "little")
 

@@ -28,7 +28,7 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn import simulator_runtime
 from gpucnn.files import cache_folder, write_atomically
-from gpucnn.launch.sources import Entry, digest, entries, folder
+from gpucnn.launch.sources import Entry, digest, entries, folder, structs
 
 RUNTIME = Path(simulator_runtime.__file__).parent
 # DWARF 4: addr2line 2.40 takes the including file's name for an included one's in DWARF 5.
@@ -148,7 +148,7 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     """Run all blocks of a launch; raises SimulatorError for what the mode finds."""
     chosen = settings()
     module = library(entry.file, chosen.mode)
-    buffers = [_buffer(*pair) for pair in zip(entry.parameters, arguments, strict=True) if devices.is_array(pair[1])]
+    buffers = [_buffer(parameter, array) for parameter, _, array in _arrays(entry, arguments)]
     values = [_value(argument) for argument in arguments]
     error = ctypes.create_string_buffer(1024)
     launch = _Launch(
@@ -172,6 +172,14 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
         _profiles.append((entry.name, profile(entry.name)))
 
 
+def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, Any]]:
+    """(parameter, name, array) of every array of the launch; "gradients[2]" is a part of `gradients`."""
+    for parameter, argument in zip(entry.parameters, arguments, strict=True):
+        for position, array in enumerate(devices.arrays_in(argument)):
+            part = f"[{position}]" if isinstance(argument, tuple) else ""
+            yield parameter, parameter.name + part, array
+
+
 def _buffer(parameter: Any, array: Any) -> _Buffer:
     low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
     return _Buffer(low, high - low, not parameter.const, array.size > 0 and getattr(array, "guarded", False))
@@ -181,13 +189,14 @@ def _value(argument: Any) -> Any:
     """A ctypes object that holds the argument as the kernel takes it."""
     if argument is None or isinstance(argument, np.ndarray):
         return ctypes.c_void_p(None if argument is None else argument.ctypes.data)
+    if isinstance(argument, tuple):
+        return (ctypes.c_void_p * structs()["Pointers"][0][1])(*(array.ctypes.data for array in argument))
     return ctypes.create_string_buffer(argument.tobytes(), argument.nbytes)
 
 
 def _error(entry: Entry, arguments: list[Any], module: Any, text: str) -> SimulatorError:
     kind, message, *place = text.split("\n")
-    names = [parameter.name for parameter, value in zip(entry.parameters, arguments, strict=True)
-             if devices.is_array(value)]  # fmt: skip
+    names = [name for _, name, _ in _arrays(entry, arguments)]
     for position in reversed(range(len(names))):
         message = message.replace(f"argument {position}", f"argument {names[position]}")
     return SimulatorError(kind, entry.name, message, _place(place[0], module) if place else None)

@@ -25,7 +25,7 @@ SCALARS = {"int": "int32", "unsigned": "uint32", "int64": "int64", "uint64_t": "
 _KERNEL = re.compile(r"\bKERNEL\(((?:[^()]|\([^()]*\))*)\)\s*([\w#\s]+?)\s*\(([^()]*)\)")
 _DEFINE = re.compile(r"^#define (\w+)\(([^()]*)\)(.*)$", re.MULTILINE)
 _CONSTANT = re.compile(r"^constexpr int (\w+) = ([^;]+);", re.MULTILINE)
-_STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
+_STRUCT = re.compile(r"(?<!>\n)^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
 _FIELD = re.compile(r"^\s*([\w ]+?\*?) (\w+(?:\[\w+\])?(?:, \w+(?:\[\w+\])?)*);", re.MULTILINE)
 
 
@@ -172,7 +172,7 @@ def structs() -> dict[str, tuple[tuple[str, int], ...]]:
 
 def _fields(body: str, constants: dict[str, str]) -> Iterator[tuple[str, int]]:
     for kind, names in _FIELD.findall(body):
-        if kind not in SCALARS:
+        if kind.removesuffix("*") not in SCALARS:
             continue
         for name in _split(names):
             count = re.search(r"\[(\w+)\]", name)

@@ -15,7 +15,7 @@ class Parameter(Tensor):
     """A Tensor that a Module trains: requires_grad from the start, and contiguous, so that updates happen in place."""
 
     def __init__(self, data: Any) -> None:
-        super().__init__(np.ascontiguousarray(data), requires_grad=True)
+        super().__init__(devices.contiguous(devices.as_array(data)), requires_grad=True)
 
 
 class Module:
@@ -90,6 +90,11 @@ class Module:
             for name, value in vars(module).items():
                 if isinstance(value, Parameter) or name in buffers:
                     yield (f"{prefix}.{name}" if prefix else name), value
+
+    @property
+    def device(self) -> str:
+        """The device of the first parameter or buffer; "cpu" where there is none."""
+        return next((devices.of(array) for array in self.state_dict().values()), "cpu")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Name → array of every parameter and buffer; the arrays are the live ones, not copies."""

@@ -8,9 +8,11 @@ from gpucnn.ops.activation import log_softmax_backward as log_softmax_backward
 from gpucnn.ops.activation import log_softmax_forward as log_softmax_forward
 from gpucnn.ops.activation import relu_backward as relu_backward
 from gpucnn.ops.activation import relu_forward as relu_forward
+from gpucnn.ops.activation import sigmoid_backward as sigmoid_backward
 from gpucnn.ops.activation import sigmoid_forward as sigmoid_forward
 from gpucnn.ops.activation import softmax_backward as softmax_backward
 from gpucnn.ops.activation import softmax_forward as softmax_forward
+from gpucnn.ops.activation import tanh_backward as tanh_backward
 from gpucnn.ops.activation import tanh_forward as tanh_forward
 from gpucnn.ops.conv import check_operands as check_operands
 from gpucnn.ops.conv import conv2d_backward_bias as conv2d_backward_bias
@@ -28,6 +30,7 @@ from gpucnn.ops.conv_table import KERNEL_ALGORITHMS as KERNEL_ALGORITHMS
 from gpucnn.ops.conv_table import Algorithm as Algorithm
 from gpucnn.ops.conv_table import UnsupportedAlgorithm as UnsupportedAlgorithm
 from gpucnn.ops.conv_table import choose as choose
+from gpucnn.ops.conv_table import table as table
 from gpucnn.ops.conv_transpose import conv_transpose2d_forward as conv_transpose2d_forward
 from gpucnn.ops.conv_transpose import conv_transpose2d_shape as conv_transpose2d_shape
 from gpucnn.ops.dropout import dropout as dropout
@@ -43,6 +46,7 @@ from gpucnn.ops.loss import binary_cross_entropy_backward as binary_cross_entrop
 from gpucnn.ops.loss import binary_cross_entropy_forward as binary_cross_entropy_forward
 from gpucnn.ops.loss import check_labels as check_labels
 from gpucnn.ops.loss import check_pairs as check_pairs
+from gpucnn.ops.loss import check_probabilities as check_probabilities
 from gpucnn.ops.loss import check_targets as check_targets
 from gpucnn.ops.loss import contrastive_backward as contrastive_backward
 from gpucnn.ops.loss import contrastive_forward as contrastive_forward
@@ -54,6 +58,7 @@ from gpucnn.ops.loss import multi_margin_backward as multi_margin_backward
 from gpucnn.ops.loss import multi_margin_forward as multi_margin_forward
 from gpucnn.ops.normalization import batch_norm_apply as batch_norm_apply
 from gpucnn.ops.normalization import batch_norm_backward as batch_norm_backward
+from gpucnn.ops.normalization import batch_norm_running as batch_norm_running
 from gpucnn.ops.normalization import batch_norm_statistics as batch_norm_statistics
 from gpucnn.ops.normalization import local_response_norm_backward as local_response_norm_backward
 from gpucnn.ops.normalization import local_response_norm_forward as local_response_norm_forward
@@ -71,6 +76,8 @@ from gpucnn.ops.pool import max_pool2d_forward as max_pool2d_forward
 from gpucnn.ops.pool import max_unpool2d_backward as max_unpool2d_backward
 from gpucnn.ops.pool import max_unpool2d_forward as max_unpool2d_forward
 from gpucnn.ops.pool import unpool_size as unpool_size
+from gpucnn.ops.reduce import mean_over_all as mean_over_all
+from gpucnn.ops.reduce import sum_over as sum_over
 from gpucnn.ops.shapes import ConvShape as ConvShape
 from gpucnn.ops.shapes import PoolShape as PoolShape
 from gpucnn.ops.shapes import conv1d_shape as conv1d_shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,68 +12,105 @@ from gpucnn import device as devices
 from gpucnn.launch import grid_for, launch
 from gpucnn.ops.shapes import require_float
 
+THREADS, WARP_SIZE = 256, 32  # as in kernels/softmax.cuh
+SHORT_ROW = 1024
+
 
 def relu_forward(x: Any) -> np.ndarray:
     """y = max(x, 0); NaN stays NaN."""
     require_float("relu", x=x)
+    if devices.runs_kernels(x):
+        return _run("relu_forward", x)
     x = devices.contiguous(x)
     y = devices.empty_like(x)
-    if devices.runs_kernels(x):
-        launch("relu_forward", grid_for(x.size), x, y, x.size)
-    else:
-        _C.relu_forward(x, y)
+    _C.relu_forward(x, y)
     return y
 
 
 def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     """gx = gy where y > 0, else 0."""
+    if devices.runs_kernels(y):
+        return _run("relu_backward", y, gy)
     y, gy = devices.contiguous(y), devices.contiguous(gy)
     gx = devices.empty_like(y)
-    if devices.runs_kernels(y):
-        launch("relu_backward", grid_for(y.size), y, gy, gx, y.size)
-    else:
-        _C.relu_backward(y, gy, gx)
+    _C.relu_backward(y, gy, gx)
     return gx
 
 
 def leaky_relu_forward(x: Any, negative_slope: float) -> np.ndarray:
     """y = x where x > 0, else negative_slope · x."""
     require_float("leaky_relu", x=x)
+    if devices.runs_kernels(x):
+        return _run("leaky_relu_forward", x, options=(negative_slope,))
     return np.where(x > 0, x, negative_slope * x)
 
 
 def leaky_relu_backward(x: np.ndarray, gy: Any, negative_slope: float) -> np.ndarray:
     """gx = gy where x > 0, else negative_slope · gy."""
+    if devices.runs_kernels(x):
+        return _run("leaky_relu_backward", x, gy, options=(negative_slope,))
     return np.where(x > 0, gy, negative_slope * gy)
 
 
 def elu_forward(x: Any, alpha: float) -> np.ndarray:
     """y = x where x > 0, else alpha · (e^x − 1)."""
     require_float("elu", x=x)
+    if devices.runs_kernels(x):
+        return _run("elu_forward", x, options=(alpha,))
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
 def elu_backward(x: np.ndarray, gy: Any, alpha: float) -> np.ndarray:
     """gx = gy where x > 0, else gy · alpha · e^x."""
+    if devices.runs_kernels(x):
+        return _run("elu_backward", x, gy, options=(alpha,))
     return np.where(x > 0, gy, gy * (alpha * np.exp(np.minimum(x, 0))))
 
 
 def tanh_forward(x: Any) -> np.ndarray:
     """y = tanh(x)."""
     require_float("tanh", x=x)
+    if devices.runs_kernels(x):
+        return _run("tanh_forward", x)
     return np.tanh(x)
+
+
+def tanh_backward(y: np.ndarray, gy: Any) -> np.ndarray:
+    """gx = gy · (1 − y²)."""
+    if devices.runs_kernels(y):
+        return _run("tanh_backward", y, gy)
+    return gy * (1 - y * y)
 
 
 def sigmoid_forward(x: Any) -> np.ndarray:
     """y = 1 / (1 + e^−x), from e^−|x| so that nothing overflows."""
     require_float("sigmoid", x=x)
+    if devices.runs_kernels(x):
+        return _run("sigmoid_forward", x)
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def sigmoid_backward(y: np.ndarray, gy: Any) -> np.ndarray:
+    """gx = gy · y · (1 − y)."""
+    if devices.runs_kernels(y):
+        return _run("sigmoid_backward", y, gy)
+    return gy * y * (1 - y)
+
+
+def _run(kernel: str, *inputs: Any, options: tuple[float, ...] = ()) -> Any:
+    """The output of an element-wise kernel, which takes four elements a thread."""
+    arrays = [devices.contiguous(array) for array in inputs]
+    output = devices.empty_like(arrays[0])
+    launch(kernel, grid_for(-(-output.size // 4)), *arrays, output, output.size, *options)
+    return output
 
 
 def softmax_forward(x: Any, axis: int) -> np.ndarray:
     """y = e^x / Σ e^x along `axis`, the maximum subtracted first."""
     require_float("softmax", x=x)
+    if devices.runs_kernels(x):
+        return _along("softmax_forward", axis, x)
     with np.errstate(invalid="ignore"):  # a row of infinities is NaN, as it is everywhere
         e = np.exp(x - x.max(axis=axis, keepdims=True))
         return e / e.sum(axis=axis, keepdims=True)
@@ -80,12 +118,16 @@ def softmax_forward(x: Any, axis: int) -> np.ndarray:
 
 def softmax_backward(y: np.ndarray, gy: Any, axis: int) -> np.ndarray:
     """gx = y · (gy − Σ gy·y)."""
+    if devices.runs_kernels(y):
+        return _along("softmax_backward", axis, y, gy)
     return y * (gy - (gy * y).sum(axis=axis, keepdims=True))
 
 
 def log_softmax_forward(x: Any, axis: int) -> np.ndarray:
     """y = x − log Σ e^x along `axis`, the maximum subtracted first."""
     require_float("log_softmax", x=x)
+    if devices.runs_kernels(x):
+        return _along("log_softmax_forward", axis, x)
     with np.errstate(invalid="ignore"):
         shifted = x - x.max(axis=axis, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
@@ -93,4 +135,21 @@ def log_softmax_forward(x: Any, axis: int) -> np.ndarray:
 
 def log_softmax_backward(y: np.ndarray, gy: Any, axis: int) -> np.ndarray:
     """gx = gy − e^y · Σ gy."""
+    if devices.runs_kernels(y):
+        return _along("log_softmax_backward", axis, y, gy)
     return gy - np.exp(y) * gy.sum(axis=axis, keepdims=True)
+
+
+def _along(kernel: str, axis: int, *arrays: Any) -> Any:
+    """What a kernel of rows makes of the arrays, with `axis` as the last one there."""
+    rows = [devices.contiguous(np.moveaxis(array, axis, -1)) for array in arrays]
+    result = devices.empty_like(rows[0])
+    launch_rows(kernel, *rows, result, shape=(math.prod(result.shape[:-1]), result.shape[-1]))
+    return np.moveaxis(result, -1, axis)
+
+
+def launch_rows(kernel: str, *arguments: Any, shape: tuple[int, int], more: tuple[Any, ...] = ()) -> None:
+    """Launch the variant of `kernel` that suits rows of this length: a warp shares a short row, a block a long one."""
+    rows, length = shape
+    group = WARP_SIZE if length <= SHORT_ROW else THREADS
+    launch(f"{kernel}_{group}", -(-rows * group // THREADS), *arguments, rows, length, *more)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
+from gpucnn import device as devices
+from gpucnn.launch import grid_for, launch
 from gpucnn.ops.shapes import require_float
 
 
@@ -19,7 +21,11 @@ def dropout(x: Any, p: float, seed: int, offset: int) -> np.ndarray:
     require_float("dropout", x=x)
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p}; it must be at least 0 and below 1")
-    y = np.empty(x.shape, x.dtype)
     threshold = min(round(p * 2**32), 2**32 - 1)
-    _C.dropout(np.ascontiguousarray(x).reshape(-1), y.reshape(-1), seed, offset, threshold, 1 / (1 - p))
+    x = devices.contiguous(x)
+    y = devices.empty_like(x)
+    if devices.runs_kernels(x):
+        launch("dropout", grid_for(-(-x.size // 4)), x, y, x.size, seed, offset, threshold, 1 / (1 - p))
+        return y
+    _C.dropout(x.reshape(-1), y.reshape(-1), seed, offset, threshold, 1 / (1 - p))
     return y

@@ -1,4 +1,7 @@
-"""Optimiser updates of arrays, in place; SGD and Adam in one pass over memory for each parameter."""
+"""Optimiser updates of arrays, in place, of as many parameters as there are: kernels take 64 of them in a launch.
+
+On the CPU SGD and Adam make one pass over memory for each parameter.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpucnn import _C
+from gpucnn import device as devices
+from gpucnn.launch import launch, max_pointers
+from gpucnn.ops.reduce import sizes, sum_of_squares
+
+Arrays = Sequence[np.ndarray]
+UPDATE_BLOCK, UPDATE_BLOCKS = 1024, 1024  # elements for each block, at most so many blocks an array
 
 
 def sgd_update(
-    parameter: np.ndarray,
-    gradient: np.ndarray,
-    momentum_buffer: np.ndarray | None,
+    parameters: Arrays,
+    gradients: Arrays,
+    momentum_buffers: Arrays | None,
     *,
     lr: float,
     momentum: float,
@@ -26,16 +35,22 @@ def sgd_update(
 
     The first step sets v = g. Nesterov steps along g + momentum·v (Sutskever et al. 2013, as in PyTorch).
     """
-    buffer = None if momentum_buffer is None else momentum_buffer.reshape(-1)
+    if devices.runs_kernels(parameters[0]):
+        step = lr, momentum, 1 - dampening, weight_decay, nesterov, first
+        if momentum_buffers is None:
+            return _launch("sgd_update", (parameters, gradients), step)
+        return _launch("sgd_momentum_update", (parameters, gradients, momentum_buffers), step)
     options = momentum, dampening, nesterov, weight_decay, first
-    _C.sgd_update(parameter.reshape(-1), _flat(gradient, parameter), buffer, lr, *options)
+    for position, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        buffer = None if momentum_buffers is None else momentum_buffers[position].reshape(-1)
+        _C.sgd_update(parameter.reshape(-1), _flat(gradient, parameter), buffer, lr, *options)
 
 
 def adam_update(
-    parameter: np.ndarray,
-    gradient: np.ndarray,
-    first_moment: np.ndarray,
-    second_moment: np.ndarray,
+    parameters: Arrays,
+    gradients: Arrays,
+    first_moments: Arrays,
+    second_moments: Arrays,
     *,
     lr: float,
     betas: tuple[float, float],
@@ -45,16 +60,22 @@ def adam_update(
     step: int,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1); weight decay joins the gradient or is apart (Loshchilov & Hutter 2019)."""
-    flat, moments = _flat(gradient, parameter), (first_moment.reshape(-1), second_moment.reshape(-1))
-    _C.adam_update(parameter.reshape(-1), flat, *moments, lr, *betas, eps, weight_decay, decoupled, step)
+    if devices.runs_kernels(parameters[0]):
+        corrections = [1 - beta**step for beta in betas]
+        decay = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+        scalars = lr / corrections[0], 1 - betas[0], betas[1], 1 - betas[1], math.sqrt(corrections[1]), eps, *decay
+        return _launch("adam_update", (parameters, gradients, first_moments, second_moments), scalars)
+    for parameter, gradient, first, second in zip(parameters, gradients, first_moments, second_moments, strict=True):
+        flat, moments = _flat(gradient, parameter), (first.reshape(-1), second.reshape(-1))
+        _C.adam_update(parameter.reshape(-1), flat, *moments, lr, *betas, eps, weight_decay, decoupled, step)
 
 
 def rmsprop_update(
-    parameter: np.ndarray,
-    gradient: np.ndarray,
-    square_average: np.ndarray,
-    mean: np.ndarray | None,
-    momentum_buffer: np.ndarray | None,
+    parameters: Arrays,
+    gradients: Arrays,
+    square_averages: Arrays,
+    means: Arrays | None,
+    momentum_buffers: Arrays | None,
     *,
     lr: float,
     alpha: float,
@@ -64,27 +85,34 @@ def rmsprop_update(
 ) -> None:
     """parameter −= lr · g / (√v + eps), v the running mean of g² (Tieleman & Hinton 2012).
 
-    Where there is a `mean`, its square is taken from v. A momentum buffer sums up the steps before the rate:
+    Where there are `means`, their squares are taken from v. Momentum buffers sum up the steps before the rate:
     b = momentum·b + g / (√v + eps).
     """
-    gradient = gradient + weight_decay * parameter
-    _run_mean(square_average, np.square(gradient), alpha)
-    variance = square_average
-    if mean is not None:
-        _run_mean(mean, gradient, alpha)
-        variance = np.maximum(square_average - np.square(mean), 0)  # rounding takes it below where g hardly changes
-    direction = gradient / (np.sqrt(variance) + eps)
-    if momentum_buffer is not None:
-        momentum_buffer *= momentum
-        momentum_buffer += direction
-        direction = momentum_buffer
-    parameter -= lr * direction
+    if devices.runs_kernels(parameters[0]):
+        more = {"mean": means, "momentum_buffer": momentum_buffers}
+        kept = {name: arrays for name, arrays in more.items() if arrays is not None}
+        arrays = parameters, gradients, square_averages, *kept.values()
+        step = lr, alpha, 1 - alpha, eps, momentum, weight_decay
+        return _launch("_".join(("rmsprop", *kept, "update")), arrays, step)
+    for position, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        gradient = gradient + weight_decay * parameter
+        variance = square_averages[position]
+        _run_mean(variance, np.square(gradient), alpha)
+        if means is not None:
+            _run_mean(means[position], gradient, alpha)
+            variance = np.maximum(variance - np.square(means[position]), 0)  # rounding takes it below 0
+        direction = gradient / (np.sqrt(variance) + eps)
+        if momentum_buffers is not None:
+            momentum_buffers[position] *= momentum
+            momentum_buffers[position] += direction
+            direction = momentum_buffers[position]
+        parameter -= lr * direction
 
 
 def adagrad_update(
-    parameter: np.ndarray,
-    gradient: np.ndarray,
-    square_sum: np.ndarray,
+    parameters: Arrays,
+    gradients: Arrays,
+    square_sums: Arrays,
     *,
     lr: float,
     lr_decay: float,
@@ -93,16 +121,20 @@ def adagrad_update(
     step: int,
 ) -> None:
     """parameter −= lr / (1 + (step − 1)·lr_decay) · g / (√Σg² + eps) (Duchi, Hazan & Singer 2011), step = 1, 2, …"""
-    gradient = gradient + weight_decay * parameter
-    square_sum += np.square(gradient)
-    parameter -= lr / (1 + (step - 1) * lr_decay) * gradient / (np.sqrt(square_sum) + eps)
+    rate = lr / (1 + (step - 1) * lr_decay)
+    if devices.runs_kernels(parameters[0]):
+        return _launch("adagrad_update", (parameters, gradients, square_sums), (rate, eps, weight_decay))
+    for parameter, gradient, square_sum in zip(parameters, gradients, square_sums, strict=True):
+        gradient = gradient + weight_decay * parameter
+        square_sum += np.square(gradient)
+        parameter -= rate * gradient / (np.sqrt(square_sum) + eps)
 
 
 def adadelta_update(
-    parameter: np.ndarray,
-    gradient: np.ndarray,
-    square_average: np.ndarray,
-    step_average: np.ndarray,
+    parameters: Arrays,
+    gradients: Arrays,
+    square_averages: Arrays,
+    step_averages: Arrays,
     *,
     lr: float,
     rho: float,
@@ -110,11 +142,15 @@ def adadelta_update(
     weight_decay: float,
 ) -> None:
     """parameter −= lr · d with d = g · √(mean of d² + eps) / √(mean of g² + eps) (Zeiler 2012, algorithm 1)."""
-    gradient = gradient + weight_decay * parameter
-    _run_mean(square_average, np.square(gradient), rho)
-    direction = np.sqrt(step_average + eps) / np.sqrt(square_average + eps) * gradient
-    _run_mean(step_average, np.square(direction), rho)
-    parameter -= lr * direction
+    arrays = parameters, gradients, square_averages, step_averages
+    if devices.runs_kernels(parameters[0]):
+        return _launch("adadelta_update", arrays, (lr, rho, 1 - rho, eps, weight_decay))
+    for parameter, gradient, square_average, step_average in zip(*arrays, strict=True):
+        gradient = gradient + weight_decay * parameter
+        _run_mean(square_average, np.square(gradient), rho)
+        direction = np.sqrt(step_average + eps) / np.sqrt(square_average + eps) * gradient
+        _run_mean(step_average, np.square(direction), rho)
+        parameter -= lr * direction
 
 
 def add_l1_decay(gradient: np.ndarray, parameter: np.ndarray, l1_decay: float) -> np.ndarray:
@@ -122,9 +158,24 @@ def add_l1_decay(gradient: np.ndarray, parameter: np.ndarray, l1_decay: float) -
     return gradient + l1_decay * np.sign(parameter) if l1_decay else gradient
 
 
-def global_norm(arrays: Sequence[np.ndarray]) -> float:
-    """√Σx² over all elements of all arrays, summed in float64."""
+def global_norm(arrays: Arrays) -> float:
+    """√Σx² over all elements of all arrays, summed in float64, or in float32 and a fixed order where kernels run.
+
+    It is not finite where an element is not, nor where a sum of squares leaves float32 (a norm above 1e19).
+    """
+    if arrays and devices.runs_kernels(arrays[0]):
+        return math.sqrt(float(sum_of_squares(arrays)))
     return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
+
+
+def _launch(kernel: str, arrays: tuple[Arrays, ...], step: tuple[float, ...]) -> None:
+    """Run an update over `arrays`: parameters, gradients, and whatever the optimiser keeps."""
+    parameters, gradients, *kept = arrays
+    lists = parameters, [devices.contiguous(gradient) for gradient in gradients], *kept
+    for start in range(0, len(parameters), max_pointers()):
+        some = [list(each[start : start + max_pointers()]) for each in lists]
+        blocks = min(-(-max(parameter.size for parameter in some[0]) // UPDATE_BLOCK), UPDATE_BLOCKS)
+        launch(kernel, (blocks, len(some[0])), *some, sizes(some[0]), step)
 
 
 def _run_mean(mean: np.ndarray, value: np.ndarray, kept: float) -> None:

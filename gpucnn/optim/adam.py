@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.optim.optimizer import Optimizer, Parameters, require
+from gpucnn.optim.optimizer import Optimizer, Parameters, require, start
 
 
 class Adam(Optimizer):
@@ -43,16 +43,16 @@ class Adam(Optimizer):
 
     def update(
         self,
-        parameter: np.ndarray,
-        gradient: np.ndarray,
-        state: dict[str, np.ndarray],
+        parameters: list[np.ndarray],
+        gradients: list[np.ndarray],
+        states: list[dict[str, np.ndarray]],
         step: int,
         options: dict[str, Any],
     ) -> None:
-        if not state:
-            state["first_moment"], state["second_moment"] = np.zeros_like(parameter), np.zeros_like(parameter)
-        moments = state["first_moment"], state["second_moment"]
-        ops.adam_update(parameter, gradient, *moments, decoupled=self.decoupled, step=step, **options)
+        names = self.state_names(options)
+        start(states, names, parameters)
+        moments = [[state[name] for state in states] for name in names]
+        ops.adam_update(parameters, gradients, *moments, decoupled=self.decoupled, step=step, **options)
 
 
 class AdamW(Adam):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.optim.optimizer import Optimizer, Parameters, require
+from gpucnn.optim.optimizer import Optimizer, Parameters, kept, require, start
 
 
 class RMSprop(Optimizer):
@@ -58,17 +58,17 @@ class RMSprop(Optimizer):
 
     def update(
         self,
-        parameter: np.ndarray,
-        gradient: np.ndarray,
-        state: dict[str, np.ndarray],
+        parameters: list[np.ndarray],
+        gradients: list[np.ndarray],
+        states: list[dict[str, np.ndarray]],
         step: int,
         options: dict[str, Any],
     ) -> None:
-        if not state:
-            state.update({name: np.zeros_like(parameter) for name in self.state_names(options)})
-        kept = state["square_average"], state.get("mean"), state.get("momentum_buffer")
+        start(states, self.state_names(options), parameters)
+        square_averages = [state["square_average"] for state in states]
+        more = kept(states, "mean"), kept(states, "momentum_buffer")
         del options["centered"]
-        ops.rmsprop_update(parameter, gradient, *kept, **options)
+        ops.rmsprop_update(parameters, gradients, square_averages, *more, **options)
 
 
 class Adagrad(Optimizer):
@@ -110,16 +110,15 @@ class Adagrad(Optimizer):
 
     def update(
         self,
-        parameter: np.ndarray,
-        gradient: np.ndarray,
-        state: dict[str, np.ndarray],
+        parameters: list[np.ndarray],
+        gradients: list[np.ndarray],
+        states: list[dict[str, np.ndarray]],
         step: int,
         options: dict[str, Any],
     ) -> None:
-        start = options.pop("initial_accumulator_value")
-        if not state:
-            state["square_sum"] = np.full_like(parameter, start)
-        ops.adagrad_update(parameter, gradient, state["square_sum"], step=step, **options)
+        start(states, self.state_names(options), parameters, options.pop("initial_accumulator_value"))
+        square_sums = [state["square_sum"] for state in states]
+        ops.adagrad_update(parameters, gradients, square_sums, step=step, **options)
 
 
 class Adadelta(Optimizer):
@@ -152,12 +151,12 @@ class Adadelta(Optimizer):
 
     def update(
         self,
-        parameter: np.ndarray,
-        gradient: np.ndarray,
-        state: dict[str, np.ndarray],
+        parameters: list[np.ndarray],
+        gradients: list[np.ndarray],
+        states: list[dict[str, np.ndarray]],
         step: int,
         options: dict[str, Any],
     ) -> None:
-        if not state:
-            state.update({name: np.zeros_like(parameter) for name in self.state_names(options)})
-        ops.adadelta_update(parameter, gradient, state["square_average"], state["step_average"], **options)
+        names = self.state_names(options)
+        start(states, names, parameters)
+        ops.adadelta_update(parameters, gradients, *([state[name] for state in states] for name in names), **options)

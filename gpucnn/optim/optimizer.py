@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import device as devices
 from gpucnn import ops
 from gpucnn.ops.shapes import FLOATS
 from gpucnn.tensor import Tensor
@@ -57,25 +58,38 @@ class Optimizer:
         return [self.lr * group.scale for group in self.groups]
 
     def step(self) -> None:
-        """Update each parameter in place along its gradient."""
-        for position, (parameter, group) in enumerate(self._grouped()):
+        """Update each parameter in place along its gradient, those of a group that have made as many steps at once."""
+        together: dict[Any, list[int]] = {}
+        groups = [group for _, group in self._grouped()]
+        for position, (parameter, group) in enumerate(zip(self.parameters, groups, strict=True)):
             if parameter.grad is not None:
                 self.steps[position] += 1
-                options = {**group.options, "lr": self.lr * group.scale}
-                gradient = ops.add_l1_decay(parameter.grad.data, parameter.data, options.pop("l1_decay"))
-                self.update(parameter.data, gradient, self.state[position], self.steps[position], options)
+                key = id(group), self.steps[position], not self.state[position], parameter.dtype, parameter.device
+                together.setdefault(key, []).append(position)
+        for positions in together.values():
+            self._update(positions, groups[positions[0]])
+
+    def _update(self, positions: list[int], group: Group) -> None:
+        """One step of these parameters of the group, which have made as many steps."""
+        options = {**group.options, "lr": self.lr * group.scale}
+        l1_decay, chosen = options.pop("l1_decay"), [self.parameters[position] for position in positions]
+        arrays = [parameter.data for parameter in chosen]
+        gradients = [ops.add_l1_decay(each.grad.data, each.data, l1_decay) for each in chosen if each.grad is not None]
+        states = [self.state[position] for position in positions]
+        self.update(arrays, gradients, states, self.steps[positions[0]], options)
 
     def update(
         self,
-        parameter: np.ndarray,
-        gradient: np.ndarray,
-        state: dict[str, np.ndarray],
+        parameters: list[np.ndarray],
+        gradients: list[np.ndarray],
+        states: list[dict[str, np.ndarray]],
         step: int,
         options: dict[str, Any],
     ) -> None:
-        """Update one parameter array; `state` is this parameter's own, empty before its first step (step = 1).
+        """Update arrays of one dtype on one device, which make the same step (step = 1, 2, …).
 
-        options: the rate "lr" and whatever else the constructor handed on, as they are for this parameter's group.
+        - states: of each parameter its own, all empty before the first step
+        - options: the rate "lr" and whatever else the constructor handed on, as they are for this group
         """
         raise NotImplementedError(f"{type(self).__name__} does not define update")
 
@@ -123,7 +137,7 @@ class Optimizer:
         for group, scale in zip(self.groups, scales, strict=True):
             group.scale = scale
         self.state = [
-            {name: np.array(array, parameter.dtype, order="C") for name, array in entry.items()}
+            {name: _copy(array, parameter) for name, array in entry.items()}
             for entry, parameter in zip(entries, self.parameters, strict=True)
         ]
 
@@ -184,6 +198,26 @@ def _check_parameter(optimizer: str, position: int, parameter: Any) -> None:
         raise ValueError(
             f"{optimizer}: parameter {position} is not contiguous and cannot be changed in place; use gpucnn.tensor(x)"
         )
+
+
+def _copy(array: Any, parameter: Tensor) -> np.ndarray:
+    """A copy in C order, in the parameter's dtype and on its device."""
+    host = np.array(devices.to_numpy(array), parameter.dtype, order="C")
+    return devices.move(host, parameter.device)
+
+
+def start(
+    states: list[dict[str, np.ndarray]], names: tuple[str, ...], like: list[np.ndarray], value: float = 0
+) -> None:
+    """Fill the states that are empty with arrays of `value` under these names, each like its parameter."""
+    for state, array in zip(states, like, strict=True):
+        if not state:
+            state.update({name: devices.full_like(array, value) for name in names})
+
+
+def kept(states: list[dict[str, np.ndarray]], name: str) -> list[np.ndarray] | None:
+    """The array `name` of each state; None where the states have none."""
+    return [state[name] for state in states] if name in states[0] else None
 
 
 def require(optimizer: Optimizer, **arguments: tuple[Any, bool, str]) -> None:

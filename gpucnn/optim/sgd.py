@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
-from gpucnn.optim.optimizer import Optimizer, Parameters, require
+from gpucnn.optim.optimizer import Optimizer, Parameters, kept, require, start
 
 
 class SGD(Optimizer):
@@ -52,13 +52,12 @@ class SGD(Optimizer):
 
     def update(
         self,
-        parameter: np.ndarray,
-        gradient: np.ndarray,
-        state: dict[str, np.ndarray],
+        parameters: list[np.ndarray],
+        gradients: list[np.ndarray],
+        states: list[dict[str, np.ndarray]],
         step: int,
         options: dict[str, Any],
     ) -> None:
-        first = not state
-        if first and options["momentum"]:
-            state["momentum_buffer"] = np.empty_like(parameter)
-        ops.sgd_update(parameter, gradient, state.get("momentum_buffer"), first=first, **options)
+        first = not states[0]
+        start(states, self.state_names(options), parameters)
+        ops.sgd_update(parameters, gradients, kept(states, "momentum_buffer"), first=first, **options)

@@ -51,7 +51,7 @@ class TrainConfig:
     - validation: share of the training images kept apart to be measured on; early_stop: stop after so many epochs
       without a better validation accuracy, or None
     - limit: the first so many training and test images, or None for all
-    - seed: of initial weights, order, augmentation, validation part and dropout; device: "cpu" or "auto"
+    - seed: of initial weights, order, augmentation, validation part and dropout; device: "auto", "cpu", "sim" or "cuda"
     Raises ValueError naming the setting, its value and the rule.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.nn import Module
 from gpucnn.tensor import Tensor, no_grad
-from gpucnn.train.evaluation import evaluating
+from gpucnn.train.evaluation import evaluating, scores_of
 
 
 def average_predictions(models: Sequence[Module], images: Any) -> np.ndarray:
@@ -25,7 +25,7 @@ def average_predictions(models: Sequence[Module], images: Any) -> np.ndarray:
     scores = []
     for model in models:
         with evaluating(model), no_grad():
-            scores.append(model(images if isinstance(images, Tensor) else Tensor(images)).data)
+            scores.append(scores_of(model, images.data if isinstance(images, Tensor) else images))
     shapes = sorted({score.shape for score in scores})
     if len(shapes) > 1:
         raise ValueError(f"average_predictions: the models' scores have the shapes {shapes}; they must have the same")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn.data import DataLoader, Dataset, Normalize
 from gpucnn.nn import Module
@@ -47,7 +48,7 @@ def evaluate(
 ) -> Evaluation:
     """Loss and accuracies of `model` on all images, which are resized to its input_shape where it has one.
 
-    - normalize: what the model was trained with; None leaves pixels in [0, 1]
+    - model: computes on its device; normalize: what it was trained with, None leaves pixels in [0, 1]
     - batch_size: images at a time; by default as many as have some million pixels, at most 256
     - report: shows a bar with this title; check: called before each batch, may raise to break off
     Raises ValueError where channels or classes of the data are not the model's.
@@ -65,7 +66,7 @@ def evaluate(
             for pixels, labels in batches:
                 if check is not None:
                     check()
-                scores = model(Tensor(pixels)).data
+                scores = scores_of(model, pixels)
                 loss += float(F.cross_entropy(scores, labels, reduction="sum"))
                 predictions.append(scores.argmax(axis=1))
                 probabilities.append(F.softmax(scores).max(axis=1))
@@ -80,6 +81,11 @@ def evaluate(
     return Evaluation(
         loss / count, correct / count, among5 / count, count, np.concatenate(predictions), np.concatenate(probabilities)
     )
+
+
+def scores_of(model: Module, images: np.ndarray) -> np.ndarray:
+    """model(images) on the model's device, as a NumPy array."""
+    return devices.to_numpy(model(Tensor(devices.move(images, model.device))).data)
 
 
 def default_batch_size(image_size: tuple[int, int]) -> int:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn import checkpoint
+from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn.data import Normalize
 from gpucnn.data.pictures import read_image as read_image
 from gpucnn.models import Network
-from gpucnn.tensor import Tensor, no_grad
-from gpucnn.train.evaluation import default_batch_size, evaluating
+from gpucnn.tensor import no_grad
+from gpucnn.train.evaluation import default_batch_size, evaluating, scores_of
 
 CLEARLY = 0.2  # how far from mid-grey the training images' mean must be to tell dark from light
 
@@ -46,13 +47,16 @@ class Prediction:
         }
 
 
-def load_model(path: str | os.PathLike[str]) -> TrainedModel:
-    """The network in a checkpoint of `fit`, ready for use; nothing but the file is needed.
+def load_model(path: str | os.PathLike[str], device: str = "cpu") -> TrainedModel:
+    """The network in a checkpoint of `fit`, ready for use on a device; nothing but the file is needed.
 
-    Raises FileNotFoundError or CheckpointError, naming the file.
+    Raises FileNotFoundError or CheckpointError, naming the file, and ValueError for a device that is not there.
     """
+    where = devices.resolve(device)
     stored = checkpoint.load(path)
+    devices.use(where)
     model = checkpoint.build_model(stored)
+    model.to(where)
     model.eval()
     found = stored.metadata
     normalize = Normalize(found["normalization"]["mean"], found["normalization"]["std"])
@@ -93,7 +97,7 @@ def predict(
 def _probabilities(trained: TrainedModel, pixels: list[np.ndarray]) -> np.ndarray:
     images = trained.normalize(np.stack(pixels).astype(np.float32) / 255)
     with evaluating(trained.model), no_grad():
-        return F.softmax(trained.model(Tensor(images)).data)
+        return F.softmax(scores_of(trained.model, images))
 
 
 def _doubt(trained: TrainedModel, image: np.ndarray) -> str:

@@ -74,7 +74,8 @@ def fit(
     The checkpoint is stored at the start, after each epoch, every save_every seconds and on SIGINT or SIGTERM. The
     same seed, machine and thread count give the same bits, however often the run was stopped and resumed.
     Raises ValueError or OSError for wrong arguments before any training, NonFiniteError (a ValueError) when the loss
-    leaves the finite numbers, Interrupted (a KeyboardInterrupt) on a signal, files.WriteError on a full disk.
+    leaves the finite numbers, Interrupted (a KeyboardInterrupt) on a signal, files.WriteError on a full disk,
+    DeviceLost (a RuntimeError) when a GPU fails: the checkpoint is then the last one that was stored.
     """
     check_choice("model", model, models.names())
     folder = RunFolder(os.path.join("runs", model) if out is None else out)
@@ -91,7 +92,7 @@ def fit(
     if config is None:
         config = recipe(model, splits.train, name, **settings)
     run = _Run(config, splits, folder, report or Report(), save_every)
-    with folder.locked(), interruption() as run.interrupted:
+    with folder.locked(), interruption() as run.interrupted, devices.errors_of(run.device, "training"):
         run.begin(stored)
         return run.to_the_end()
 
@@ -149,6 +150,7 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.report, self.save_every = config, folder, report, save_every
         self.device = devices.resolve(config.device)
+        devices.use(self.device)
         manual_seed(config.seed)
         self.model = models.create(config.model, **config.arguments)
         self.model.to(self.device)
@@ -192,8 +194,8 @@ class _Run:
         while not self.trainer.done:
             try:
                 improved = self.trainer.run_epoch(self._after_step)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {self.folder.checkpoint} keeps the last good state") from None
+            except (NonFiniteError, devices.DeviceLost) as error:
+                raise type(error)(f"{error}; {self.folder.checkpoint} keeps the last good state") from None
             if improved:
                 self.folder.save_best(self.trainer, self.extra())
             self._save()
@@ -221,6 +223,7 @@ class _Run:
         if self.trainer.best is not None:
             path = self.folder.best
             model = checkpoint.build_model(checkpoint.load(path))
+            model.to(self.device)
         found = evaluate(model, self.test, self.normalize, report=self.report, title="test", check=self._after_step)
         self.result = self._result(found, str(path))
         self._save()

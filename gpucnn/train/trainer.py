@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn import optim
 from gpucnn.data import DataLoader, Dataset, Normalize
@@ -105,12 +106,14 @@ class Trainer:
         self.model.train()
         bar = self.report.bar(f"epoch {self.epoch + 1}/{self.config.epochs}", len(self.loader), self.batch)
         batches = self.loader.epoch(self.epoch, self.batch)
+        uploaded = devices.uploaded(batches, self.model.device)
         try:
             with np.errstate(all="ignore"):  # what overflows is found in the loss
-                self._run_steps(batches, bar, after_step)
+                self._run_steps(uploaded, bar, after_step)
         finally:
             bar.close()
             batches.close()
+            uploaded.close()
         self.require_finite_weights()
         return self._close_epoch(after_step)
 
@@ -130,16 +133,16 @@ class Trainer:
             after_step()
             clock = time.perf_counter()
 
-    def _take_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def _take_step(self, images: Any, labels: Any) -> None:
         random_state = default_generator.get_state()
         self.optimizer.zero_grad()
         scores = self.model(Tensor(images))
         loss = F.cross_entropy(scores, labels)
-        value = float(loss.item())
+        loss.backward()
+        value = float(loss.item())  # waits for a GPU, so that backward is launched before it
         if not math.isfinite(value):
             layer = first_non_finite(self.model, images, random_state)
             raise self._non_finite(f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}): {layer}")
-        loss.backward()
         if self.config.clip_norm is not None:
             optim.clip_grad_norm(self.optimizer.parameters, self.config.clip_norm)
         self.optimizer.step()

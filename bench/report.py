@@ -1,0 +1,178 @@
+"""What the parts of the GPU suite have in common: a file of rows that is whole after every row, and a command line.
+
+A case that fails is a row with its reason. A part that is started again on its file goes on behind the rows that are
+there, so a GPU fault, which ends every process that met it, costs one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpucnn import device as devices
+from gpucnn.bench import cpu, peer
+from gpucnn.files import write_atomically
+
+FINISHED, OUT_OF_TIME, LOST_DEVICE = 0, 2, 3  # exit codes of a part
+REASON_LENGTH = 2000
+
+
+class OutOfTime(Exception):
+    """The part's time is used up."""
+
+
+class LostDevice(Exception):
+    """The GPU refuses all further work of this process."""
+
+
+class Report:
+    """The file of one part.
+
+    - part, device, quick: what runs, where, and whether on tiny shapes
+    - deadline: time.monotonic() after which no case starts
+    - with_torch: whether PyTorch runs beside gpucnn where it is installed
+    - content: what the file holds: device, driver, commit, date, settings, rows, and what a part adds
+    """
+
+    def __init__(
+        self,
+        part: str,
+        device: str,
+        path: Path,
+        quick: bool,
+        deadline: float,
+        commit: str = "",
+        with_torch: bool = True,
+    ) -> None:
+        self.part, self.device, self.path, self.quick, self.deadline = part, device, path, quick, deadline
+        self.with_torch = with_torch
+        settings = {"part": part, "device": device, "quick": quick, **versions()}
+        self.content: dict[str, Any] = {**where(device), "commit": commit or cpu.commit(), "settings": settings}
+        self.content |= {"date": datetime.date.today().isoformat(), "rows": []}
+        if path.exists():
+            earlier = json.loads(path.read_text())
+            self.content = {**earlier, **self.content, "rows": earlier["rows"]}
+
+    @property
+    def torch(self) -> Any:
+        """PyTorch on the same device, or None."""
+        return peer.torch(self.device) if self.with_torch else None
+
+    def seconds(self, usual: float) -> float:
+        """How long a case is timed: `usual`, or hardly at all."""
+        return 0.002 if self.quick else usual
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.content["rows"]
+
+    def find(self, **labels: Any) -> dict[str, Any] | None:
+        """The first row with these values, if there is one."""
+        return next((row for row in self.rows if labels.items() <= row.items()), None)
+
+    def add(self, measure: Callable[[], dict[str, Any]], **labels: Any) -> None:
+        """A row of `labels` and of what `measure` returns, or of why it failed; nothing if the row is there already.
+
+        Raises OutOfTime instead of starting late, and LostDevice after a failure that ends all work on the GPU.
+        """
+        if self.find(**labels):
+            return
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+        row = {**labels, "ok": False, "reason": "the process ended here"}
+        self.rows.append(row)
+        if self.device != "sim":  # a fault of a GPU can end the process
+            self.write()
+        try:
+            result = measure()
+            row.pop("reason")
+            row |= {"ok": True, **result}
+        except Exception as error:  # whatever it is, the other cases go on
+            row["reason"] = f"{type(error).__name__}: {error}"[:REASON_LENGTH]
+            self.write()
+            if not self.device_works():
+                raise LostDevice from error
+        finally:
+            self.write()
+
+    def device_works(self) -> bool:
+        """Whether the device still takes work."""
+        if self.device == "sim":
+            return True
+        try:
+            devices.cupy().cuda.Device().synchronize()
+            devices.cupy().get_default_memory_pool().free_all_blocks()
+            return bool(devices.cupy().zeros(1).get()[0] == 0)
+        except Exception:  # any answer but the right one means no
+            return False
+
+    def write(self) -> None:
+        write_atomically(self.path, json.dumps(self.content, indent=1).encode() + b"\n")
+
+
+def where(device: str) -> dict[str, str]:
+    """Names of the device and of its driver."""
+    if device == "sim":
+        return {"device": f"simulator on {cpu.processor()}", "driver": "none"}
+    runtime = devices.cupy().cuda.runtime
+    name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+    return {"device": name, "driver": _driver() or f"CUDA {runtime.driverGetVersion()}"}
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, where they are installed; read without importing them."""
+    found = {"python": sys.version.split()[0], "engine": os.environ.get("GPUCNN_ENGINE") or "jit"}
+    for name in ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main(part: str, cases: Callable[[Report], None], arguments: list[str] | None = None) -> int:
+    """The command line of a part: run its cases into --out; returns how it ended."""
+    parser = argparse.ArgumentParser(prog=f"python -m gpucnn.bench.{part}")
+    parser.add_argument("--out", type=Path, required=True, help="the file of results, JSON")
+    parser.add_argument("--device", default="cuda", help="cuda (default) or sim")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the path")
+    parser.add_argument("--seconds", type=float, default=420.0, help="after which no case is started")
+    parser.add_argument("--without-torch", action="store_true", help="no PyTorch beside gpucnn")
+    parser.add_argument("--commit", default="", help="what is measured, where git cannot tell")
+    options = parser.parse_args(arguments)
+    deadline = time.monotonic() + options.seconds
+    device = devices.resolve(options.device)
+    how = options.commit, not options.without_torch
+    report = Report(part, device, options.out, options.quick, deadline, *how)
+    report.content["ended"] = "early"
+    report.write()
+    try:
+        cases(report)
+    except OutOfTime:
+        report.content["ended"] = "out of time"
+        return OUT_OF_TIME
+    except LostDevice:
+        report.content["ended"] = "the device was lost"
+        return LOST_DEVICE
+    else:
+        report.content["ended"] = "finished"
+        return FINISHED
+    finally:
+        report.write()

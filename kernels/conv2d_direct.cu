@@ -1,0 +1,230 @@
+// Direct convolution of any shape, x (N,C,H,W), w (K,C/groups,R,S), y (N,K,P,Q), all contiguous:
+//
+// - forward: y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·stride + r·dilation − padding, …] · w[k,c,r,s]; with relu
+//   max(·, 0)
+// - backward_input: gx[n,c,h,w] = Σ_{k,r,s} gy[n,k,p,q] · w[k,c,r,s] over the p, q that read pixel (h, w) through
+//   (r, s)
+//
+// Outputs are overwritten; b may be null. Both passes gather. Along one axis, output number u collects from the
+// source's positions u·scale + offset + i·delta through taps first + i·step, i < count. In the forward pass these are
+// all taps. In backward_input the outputs are sorted by their phase, h mod stride: all outputs of a phase are reached
+// by the same taps, so no zero is multiplied, and a phase that no tap reaches is filled with zeros.
+//
+// A thread keeps PIXELS × FILTERS sums: each value of the source is used for FILTERS products, each weight for PIXELS.
+// Lanes lie along neighbouring pixels. Sums over TERMS products are added to a total, so that errors stay small.
+#include "conv2d.cuh"
+
+constexpr int THREADS = 128;
+constexpr int TERMS = 512;  // × 8 filters: 16 KB of shared memory
+constexpr int OUTSIDE = -(1 << 30);  // a position that no tap moves into the image
+
+struct Axis {
+    int outputs;                     // how many, in this phase
+    int scale, offset, delta;        // of positions in the source
+    int first, step, count;          // of taps
+    int output_first, output_step;   // of positions in the output
+};
+
+// What both passes have in common: `channels` are summed, `filters` computed, each of one group.
+struct Gather {
+    const float *source, *weights, *bias;
+    float* output;
+    int images, groups, channels, filters;
+    int source_height, source_width, output_height, output_width;
+    int channel_stride, filter_stride, group_stride, weight_width;  // of weights
+    int relu;
+    Axis rows, columns;
+};
+
+__device__ __forceinline__ Axis forward_axis(int outputs, int taps, int stride, int padding, int dilation) {
+    return {outputs, stride, -padding, dilation, 0, 1, taps, 0, 1};
+}
+
+// Output h = phase + u·stride is reached by tap r from p = (h + padding − r·dilation) / stride, where that is whole.
+// The taps r are an arithmetic progression of stride / gcd(stride, dilation).
+__device__ Axis backward_axis(int size, int phase, int taps, int stride, int padding, int dilation) {
+    int divisor = stride;
+    for (int rest = dilation; rest > 0;) {
+        const int next = divisor % rest;
+        divisor = rest;
+        rest = next;
+    }
+    const int step = stride / divisor, end = min(taps, step);
+    int first = 0;
+    while (first < end && (phase + padding - first * dilation) % stride != 0) ++first;
+    const int count = first < end ? ceil_div(taps - first, step) : 0;
+    const int offset = (phase + padding - first * dilation) / stride;
+    return {ceil_div(size - phase, stride), 1, offset, -(dilation / divisor), first, step, count, phase, stride};
+}
+
+// weights[term][filter] of terms begin, begin + 1, …, with zeros beyond the last filter. Terms are ordered (tap,
+// channel).
+template <int FILTERS>
+__device__ void load_weights(float* tile, const Gather& g, const float* weights, int filters, int begin, int end) {
+    for (int term = begin + threadIdx.x; term < end; term += THREADS) {
+        const int tap = term / g.channels, channel = term - tap * g.channels;
+        const int i = tap / g.columns.count, j = tap - i * g.columns.count;
+        const int r = g.rows.first + i * g.rows.step, s = g.columns.first + j * g.columns.step;
+        const float* source = weights + channel * g.channel_stride + r * g.weight_width + s;
+        for (int f = 0; f < FILTERS; ++f)
+            tile[(term - begin) * FILTERS + f] = f < filters ? source[f * g.filter_stride] : 0.0f;
+    }
+}
+
+template <int FILTERS>
+__device__ __forceinline__ void read_weights(float (&weight)[FILTERS], const float* tile) {
+    if constexpr (FILTERS % 4 == 0) {
+#pragma unroll
+        for (int f = 0; f < FILTERS; f += 4) {
+            const float4 four = load4(tile + f);
+            weight[f] = four.x, weight[f + 1] = four.y, weight[f + 2] = four.z, weight[f + 3] = four.w;
+        }
+    } else {
+#pragma unroll
+        for (int f = 0; f < FILTERS; ++f) weight[f] = tile[f];
+    }
+}
+
+template <int PIXELS, int FILTERS>
+struct Thread {
+    int image[PIXELS];
+    int row[PIXELS], column[PIXELS];  // of the first tap's position in the source; row OUTSIDE: there is no such pixel
+    float total[PIXELS][FILTERS];
+};
+
+template <int PIXELS, int FILTERS>
+__device__ void place(Thread<PIXELS, FILTERS>& t, const Gather& g, int64 first_pixel) {
+    const int64 area = static_cast<int64>(g.rows.outputs) * g.columns.outputs;
+#pragma unroll
+    for (int i = 0; i < PIXELS; ++i) {
+        const int64 pixel = first_pixel + i * THREADS + threadIdx.x;
+        const bool exists = pixel < g.images * area;
+        t.image[i] = exists ? static_cast<int>(pixel / area) : 0;
+        const int position = exists ? static_cast<int>(pixel - t.image[i] * area) : 0;
+        const int u = position / g.columns.outputs, v = position - u * g.columns.outputs;
+        t.row[i] = exists ? u * g.rows.scale + g.rows.offset : OUTSIDE;
+        t.column[i] = v * g.columns.scale + g.columns.offset;
+#pragma unroll
+        for (int f = 0; f < FILTERS; ++f) t.total[i][f] = 0.0f;
+    }
+}
+
+// Adds the products of terms begin … end − 1, whose weights are in the tile.
+template <int PIXELS, int FILTERS>
+__device__ __forceinline__ void multiply(Thread<PIXELS, FILTERS>& t, const Gather& g, int group, const float* tile,
+                                         int begin, int end) {
+    const int64 plane = static_cast<int64>(g.source_height) * g.source_width;
+    float sum[PIXELS][FILTERS] = {};
+    for (int term = begin; term < end;) {
+        const int tap = term / g.channels, channel = term - tap * g.channels;
+        const int tap_end = min(end, term + g.channels - channel);
+        const int i = tap / g.columns.count, j = tap - i * g.columns.count;
+        const float* source[PIXELS];
+        bool inside[PIXELS];
+#pragma unroll
+        for (int k = 0; k < PIXELS; ++k) {
+            const int row = t.row[k] + i * g.rows.delta, column = t.column[k] + j * g.columns.delta;
+            inside[k] = row >= 0 && row < g.source_height && column >= 0 && column < g.source_width;
+            const int64 first_channel = (static_cast<int64>(t.image[k]) * g.groups + group) * g.channels + channel;
+            const int64 offset = first_channel * plane + static_cast<int64>(row) * g.source_width + column;
+            source[k] = g.source + (inside[k] ? offset : 0);
+        }
+#pragma unroll 2
+        for (; term < tap_end; ++term) {
+            float weight[FILTERS], value[PIXELS];
+#pragma unroll
+            for (int k = 0; k < PIXELS; ++k) value[k] = inside[k] ? *source[k] : 0.0f;
+            read_weights(weight, tile + (term - begin) * FILTERS);
+#pragma unroll
+            for (int k = 0; k < PIXELS; ++k) {
+                source[k] += plane;
+#pragma unroll
+                for (int f = 0; f < FILTERS; ++f) sum[k][f] = multiply_add(value[k], weight[f], sum[k][f]);
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < PIXELS; ++k)
+#pragma unroll
+        for (int f = 0; f < FILTERS; ++f) t.total[k][f] += sum[k][f];
+}
+
+template <int PIXELS, int FILTERS>
+__device__ void store(const Thread<PIXELS, FILTERS>& t, const Gather& g, int group, int first_filter) {
+    const int64 plane = static_cast<int64>(g.output_height) * g.output_width;
+#pragma unroll
+    for (int k = 0; k < PIXELS; ++k) {
+        if (t.row[k] == OUTSIDE) continue;
+        const int u = (t.row[k] - g.rows.offset) / g.rows.scale, v = (t.column[k] - g.columns.offset) / g.columns.scale;
+        const int row = g.rows.output_first + u * g.rows.output_step;
+        const int column = g.columns.output_first + v * g.columns.output_step;
+        const int64 image = (static_cast<int64>(t.image[k]) * g.groups + group) * g.filters;
+        float* output = g.output + image * plane + static_cast<int64>(row) * g.output_width + column;
+#pragma unroll
+        for (int f = 0; f < FILTERS; ++f) {
+            const int filter = first_filter + f;
+            if (filter >= g.filters) break;
+            const float value = t.total[k][f] + (g.bias ? g.bias[group * g.filters + filter] : 0.0f);
+            output[filter * plane] = g.relu && value < 0.0f ? 0.0f : value;
+        }
+    }
+}
+
+// Tiles are numbered with the filters' fastest: blocks that run together read the same pixels.
+template <int PIXELS, int FILTERS>
+__device__ __forceinline__ void gather(const Gather& g, int64 pixel_tile, int filter_tile) {
+    SHARED(float, tile, [TERMS * FILTERS]);
+    const int tiles = ceil_div(g.filters, FILTERS), group = filter_tile / tiles;
+    const int first_filter = (filter_tile - group * tiles) * FILTERS;
+    const float* weights = g.weights + static_cast<int64>(group) * g.group_stride + first_filter * g.filter_stride;
+    Thread<PIXELS, FILTERS> t;
+    place(t, g, pixel_tile * (THREADS * PIXELS));
+    const int terms = g.rows.count * g.columns.count * g.channels;
+    for (int begin = 0; begin < terms; begin += TERMS) {
+        const int end = min(begin + TERMS, terms);
+        load_weights<FILTERS>(tile, g, weights, g.filters - first_filter, begin, end);
+        __syncthreads();
+        multiply(t, g, group, tile, begin, end);
+        __syncthreads();
+    }
+    store(t, g, group, first_filter);
+}
+
+template <int PIXELS, int FILTERS>
+__device__ __forceinline__ void forward(const float* x, const float* w, const float* b, float* y, const ConvShape& c,
+                                        int relu) {
+    const int channels = c.C / c.groups, filters = c.K / c.groups, taps = c.R * c.S;
+    const int filter_tiles = c.groups * ceil_div(filters, FILTERS);
+    const Gather g = {x, w, b, y, c.N, c.groups, channels, filters, c.H, c.W, c.P, c.Q, taps, channels * taps,
+                      filters * channels * taps, c.S, relu,
+                      forward_axis(c.P, c.R, c.stride_h, c.padding_h, c.dilation_h),
+                      forward_axis(c.Q, c.S, c.stride_w, c.padding_w, c.dilation_w)};
+    gather<PIXELS, FILTERS>(g, blockIdx.x / filter_tiles, blockIdx.x % filter_tiles);
+}
+
+template <int PIXELS, int FILTERS>
+__device__ __forceinline__ void backward_input(const float* gy, const float* w, float* gx, const ConvShape& c,
+                                               int pixel_tiles) {
+    const int channels = c.K / c.groups, filters = c.C / c.groups, taps = c.R * c.S;
+    const int filter_tiles = c.groups * ceil_div(filters, FILTERS);
+    const int tile = blockIdx.x / filter_tiles, phase = tile / pixel_tiles, phase_columns = min(c.stride_w, c.W);
+    const Gather g = {gy, w, nullptr, gx, c.N, c.groups, channels, filters, c.P, c.Q, c.H, c.W, filters * taps, taps,
+                      channels * filters * taps, c.S, 0,
+                      backward_axis(c.H, phase / phase_columns, c.R, c.stride_h, c.padding_h, c.dilation_h),
+                      backward_axis(c.W, phase % phase_columns, c.S, c.stride_w, c.padding_w, c.dilation_w)};
+    gather<PIXELS, FILTERS>(g, tile - phase * pixel_tiles, blockIdx.x % filter_tiles);
+}
+
+#define DIRECT(PIXELS, FILTERS, BLOCKS)                                                                                \
+    KERNEL(THREADS, BLOCKS) conv2d_forward_direct_##PIXELS##x##FILTERS(const float* x, const float* w, const float* b, \
+                                                                       float* y, ConvShape shape, int relu) {          \
+        forward<PIXELS, FILTERS>(x, w, b, y, shape, relu);                                                             \
+    }                                                                                                                  \
+    KERNEL(THREADS, BLOCKS) conv2d_backward_input_direct_##PIXELS##x##FILTERS(                                         \
+        const float* gy, const float* w, float* gx, ConvShape shape, int pixel_tiles) {                                \
+        backward_input<PIXELS, FILTERS>(gy, w, gx, shape, pixel_tiles);                                                \
+    }
+
+DIRECT(4, 8, 3)
+DIRECT(4, 4, 4)
+DIRECT(4, 1, 5)
