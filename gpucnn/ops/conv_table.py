@@ -130,7 +130,6 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.forward,
         ),
         im2col=(conv_im2col.supports, conv_im2col.forward_workspace, conv_im2col.forward),
-        direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.forward),
     ),
     "conv2d_backward_input": _table(
         direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.backward_input),
@@ -140,7 +139,6 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.backward_input,
         ),
         im2col=(conv_im2col.supports, conv_im2col.backward_input_workspace, conv_im2col.backward_input),
-        direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.backward_input),
     ),
     "conv2d_backward_weight": _table(
         direct=(conv_direct.supports, conv_direct.backward_weight_workspace, conv_direct.backward_weight),
