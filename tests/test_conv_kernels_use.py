@@ -116,6 +116,18 @@ def test_relatives(name, algorithm, device, rng):
         assert_equal(result, want)
 
 
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_conv2d_relu_is_both(where, device, rng):
+    where = device if where == "device" else where
+    arrays = [rng.integers(-4, 5, shape).astype(np.float32) for shape in ((2, 4, 9, 7), (6, 2, 3, 3), (6,))]
+    options = {"stride": 2, "padding": 1, "groups": 2}
+    got = gradients(F.conv2d_relu, arrays, where, **options)
+    want = gradients(lambda *leaves, **rest: F.relu(F.conv2d(*leaves, **rest)), arrays, "cpu", **options)
+    assert (want[0] == 0).any() and (want[0] > 0).any()
+    for one, other in zip(got, want, strict=True):
+        assert_equal(one, other)
+
+
 def test_the_choice_and_refusals(device):
     shape = ops.conv_shape((2, 3, 8, 40), (4, 3, 3, 3))
     wide = ops.conv_shape((2, 3, 8, 40), (4, 3, 3, 30))
