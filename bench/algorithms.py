@@ -11,6 +11,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gpucnn import ops
+from gpucnn.bench import machine
 
 
 class Layer(NamedTuple):
@@ -49,6 +50,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     x, weight = (generator.standard_normal(shape, dtype=np.float32) for shape in (layer.x, layer.weight))
     shape = ops.conv_shape(layer.x, layer.weight, padding=layer.padding)
+    others = machine.Others()
     times: dict[str, list[float]] = {algorithm: [] for algorithm in ("im2col", *layer.algorithms)}
     for _ in tqdm(range(rounds + 1), desc=name, disable=None, leave=False):
         for algorithm, taken in times.items():
@@ -59,18 +61,19 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         algorithm: statistics.median(taken[1:]) * 1e3 for algorithm, taken in times.items()
     }  # the first warms up
     auto = ops.choose("conv2d_forward", shape)
-    return {"layer": name, "repeats": layer.repeats, "batch": shape.N, "milliseconds": medians, "auto": auto}
+    what = {"layer": name, "repeats": layer.repeats, "batch": shape.N}
+    return {**what, "milliseconds": medians, "auto": auto, "others": others.share()}
 
 
 def table(rows: list[dict[str, Any]], title: str) -> Table:
     """The rows, with speeds relative to im2col's."""
     algorithms = ("fft", "winograd", "winograd4")
     result = Table(title=title)
-    for heading in ("layer", "repeats", "batch", "im2col ms", *algorithms, "auto"):
+    for heading in ("layer", "repeats", "batch", "im2col ms", *algorithms, "auto", "others"):
         result.add_column(heading, justify="left" if heading in ("layer", "auto") else "right")
     for row in rows:
         times = row["milliseconds"]
         ratios = [f"{times['im2col'] / times[name]:.2f}×" if name in times else "" for name in algorithms]
         counts = str(row["repeats"]), str(row["batch"])
-        result.add_row(row["layer"], *counts, f"{times['im2col']:.1f}", *ratios, row["auto"])
+        result.add_row(row["layer"], *counts, f"{times['im2col']:.1f}", *ratios, row["auto"], f"{row['others']:.0%}")
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -43,15 +43,16 @@ class Case:
         """(result, sum of magnitudes) of a pass: float64 on the CPU for the simulator, else PyTorch without TF32."""
         one, other = self.operands(operation, "nchw")
         if not self.device.startswith("cuda"):
-            pair = [devices.to_numpy(array).astype(np.float64) for array in (one, other)]
-            return run(operation, *pair, self.shape, "im2col"), run(operation, *map(abs, pair), self.shape, "im2col")
+            one, other = (devices.to_numpy(array).astype(np.float64) for array in (one, other))
+            result = run(operation, one, other, self.shape, "im2col")
+            return result, run(operation, abs(one), abs(other), self.shape, "im2col")
         module = peer.torch(self.device)
         if module is None:
             raise ValueError("there is no PyTorch with CUDA to check large results against")
         with peer.tf32(module, False):
-            results = [run_torch(module, operation, *map(peer.to_torch, p), self.shape) for p in
-                       ((one, other), (abs(one), abs(other)))]  # fmt: skip
-        return tuple(peer.from_torch(result, one) for result in results)  # type: ignore[return-value]
+            result = run_torch(module, operation, peer.to_torch(one), peer.to_torch(other), self.shape)
+            scale = run_torch(module, operation, peer.to_torch(abs(one)), peer.to_torch(abs(other)), self.shape)
+        return peer.from_torch(result, one), peer.from_torch(scale, one)
 
 
 def run(operation: str, one: Any, other: Any, shape: ConvShape, algorithm: str) -> Any:
@@ -107,17 +108,17 @@ def torch_rows(report: Report, case: Case, operation: str, clock: timing.Clock, 
         return
 
     def measure(layout: str, tf32: bool) -> dict[str, Any]:
-        pair = [peer.to_torch(array) for array in case.operands(operation, layout)]
+        one, other = (peer.to_torch(array) for array in case.operands(operation, layout))
         with peer.tf32(module, tf32), module.no_grad():
             found = timing.measure(
-                lambda: run_torch(module, operation, *pair, case.shape), clock, report.seconds(0.2), flush
+                lambda: run_torch(module, operation, one, other, case.shape), clock, report.seconds(0.2), flush
             )
         return columns(found, case.shape)
 
     for layout in LAYOUTS:
         for tf32 in peer.settings(case.device):
             labels = {"layer": case.layer.name, "pass": operation, "layout": layout}
-            report.add(lambda layout=layout, tf32=tf32: measure(layout, tf32), library="torch", tf32=tf32, **labels)
+            report.add(partial(measure, layout, tf32), library="torch", tf32=tf32, **labels)
 
 
 def gpucnn_rows(report: Report, case: Case, operation: str, clock: timing.Clock, flush: Any) -> None:
@@ -138,7 +139,7 @@ def gpucnn_rows(report: Report, case: Case, operation: str, clock: timing.Clock,
     labels = {"library": "gpucnn", "layer": case.layer.name, "pass": operation}
     for algorithm in (*workspace, "auto"):
         for layout in LAYOUTS if algorithm == "auto" else ("nchw",):
-            report.add(lambda a=algorithm, b=layout: measure(a, b), algorithm=algorithm, layout=layout, **labels)
+            report.add(partial(measure, algorithm, layout), algorithm=algorithm, layout=layout, **labels)
 
 
 def columns(found: timing.Timing, shape: ConvShape) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +25,7 @@ from tqdm import tqdm
 
 from gpucnn import files, models, nn, optim
 from gpucnn import functional as F
-from gpucnn.bench import algorithms, torch_worker
+from gpucnn.bench import algorithms, machine, torch_worker
 from gpucnn.tensor import no_grad, tensor
 from gpucnn.threads import get_num_threads, set_num_threads
 
@@ -78,10 +76,8 @@ def main(
     if worker:
         torch_worker.serve(gpucnn_step(CASES[chosen[0]]), seconds, CASES[chosen[0]].beside_blas)
         return
-    report: dict[str, Any] = {"cpu": processor(), "date": datetime.date.today().isoformat(), "commit": commit()}
-    # Other programs slow both libraries, and PyTorch more: its threads spin while they wait for one that does not run.
-    report["load_before"] = round(os.getloadavg()[0], 1)
-    report |= {"threads": get_num_threads(), "rounds": rounds}
+    report: dict[str, Any] = {"cpu": machine.processor(), "date": datetime.date.today().isoformat()}
+    report |= {"commit": machine.commit(), "threads": get_num_threads(), "rounds": rounds}
     report["rows"] = [compare(name, rounds, seconds) for name in chosen if name in CASES]
     report["layers"] = [algorithms.measure(name, rounds) for name in chosen if name in algorithms.LAYERS]
     print_tables(report)
@@ -91,7 +87,7 @@ def main(
 
 def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
     """One row: both libraries' median seconds a step over `rounds` turns each, taken alternately, and their memory."""
-    workers = start_workers(name, seconds)
+    others, workers = machine.Others(), start_workers(name, seconds)
     times: dict[str, list[float]] = {library: [] for library in workers}
     peaks: dict[str, int] = {}
     try:
@@ -114,6 +110,7 @@ def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
         "ratio": theirs / ours,
         "peak_bytes": peaks["gpucnn"],
         "torch_peak_bytes": peaks["torch"],
+        "others": others.share(),
     }
 
 
@@ -216,28 +213,10 @@ def torch_arguments(layer: nn.Module) -> tuple[Any, ...]:
     raise ValueError(f"bench cpu: no PyTorch twin of {type(layer).__name__}")
 
 
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str:
-    """The commit that this file comes from, "unknown" outside a checkout; "+" where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def print_tables(report: dict[str, Any]) -> None:
     """The rows as tables, wide enough not to be cut when piped."""
     when = f"median of {report['rounds']}, commit {report['commit']}, {report['date']}"
-    title = f"{report['cpu']}, {report['threads']} threads, load {report['load_before']} before, {when}"
+    title = f"{report['cpu']}, {report['threads']} threads, {when}"
     console = Console(width=120)
     if report["rows"]:
         console.print(network_table(report["rows"], title))
@@ -246,9 +225,9 @@ def print_tables(report: dict[str, Any]) -> None:
 
 
 def network_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """Networks beside PyTorch; speed and memory are ratios to its."""
+    """Networks beside PyTorch; speed and memory are ratios to its, others what other programs took of the machine."""
     table = Table(title=title)
-    headings = ("batch", "gpucnn ms", "torch ms", "images/s", "speed", "gpucnn MB", "torch MB", "memory")
+    headings = ("batch", "gpucnn ms", "torch ms", "images/s", "speed", "gpucnn MB", "torch MB", "memory", "others")
     table.add_column("case", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")
@@ -256,7 +235,7 @@ def network_table(rows: list[dict[str, Any]], title: str) -> Table:
         times = f"{row['milliseconds']:.2f}", f"{row['torch_milliseconds']:.2f}", f"{row['images_per_second']:.0f}"
         ours, theirs = row["peak_bytes"], row["torch_peak_bytes"]
         memory = f"{ours / 1e6:.0f}", f"{theirs / 1e6:.0f}", f"{ours / theirs:.2f}" if theirs else "unknown"
-        table.add_row(row["case"], str(row["batch"]), *times, f"{row['ratio']:.2f}", *memory)
+        table.add_row(row["case"], str(row["batch"]), *times, f"{row['ratio']:.2f}", *memory, f"{row['others']:.0%}")
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def cases(report: Report) -> None:
             return {**result, **columns(found, product), **ratio}
 
         for tf32 in peer.settings(report.device) if module is not None else ():
-            report.add(lambda tf32=tf32, run=measure_torch: run(tf32), library="torch", tf32=tf32, **labels_of(product))
+            report.add(partial(measure_torch, tf32), library="torch", tf32=tf32, **labels_of(product))
         report.add(measure, library="gpucnn", **labels_of(product))
         peer.free_memory(report.device)
 

@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,9 +136,9 @@ def cases(report: Report) -> None:
     """A row a program, beside the simulator on the same machine; then the times of loads from shared memory."""
     report.content.setdefault("maps", {})
     for name in programs():
-        report.add(lambda name=name: compare(name, report), program=name)
+        report.add(partial(compare, name, report), program=name)
     for name in PAIR_MAPS:
-        report.add(lambda name=name: time_pairs(name, report), shared_loads=name)
+        report.add(partial(time_pairs, name, report), shared_loads=name)
 
 
 def compare(name: str, report: Report) -> dict[str, Any]:

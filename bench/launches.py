@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def cases(report: Report) -> None:
     y = devices.empty_like(x)
     for name in ENGINES if report.device.startswith("cuda") else ("sim",):
         for way in ("launch", "plan", "graph") if name == "native" else ("launch", "plan"):
-            report.add(lambda n=name, w=way: row(report, n, w, x, y), launches=f"{name} {way}")
+            report.add(partial(row, report, name, way, x, y), launches=f"{name} {way}")
     module = report.torch
     if module is not None:
         value = peer.to_torch(x)

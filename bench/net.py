@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from gpucnn import functional as F
 from gpucnn import launch, models, optim
 from gpucnn.bench import launches, layers, peer, timing
 from gpucnn.bench.report import Report, main
+from gpucnn.random import manual_seed
 from gpucnn.tensor import Tensor, no_grad
 
 RATE = 1e-5  # so small that a batch seen often is not learned by heart: its gradients would be denormal, slow
@@ -27,18 +29,20 @@ def cases(report: Report) -> None:
             labels = {"network": step.model, "batch": step.batch, "mode": mode}
             if report.torch is not None:
                 torch_rows(report, step, labels)
-            report.add(lambda s=step, kw=labels: ours_row(report, s, kw), library="gpucnn", **labels)
+            report.add(partial(ours_row, report, step, labels), library="gpucnn", **labels)
             if step.model == "lenet5":
-                report.add(lambda s=step, kw=labels: plan_row(report, s, kw), library="gpucnn plan", **labels)
+                report.add(partial(plan_row, report, step, labels), library="gpucnn plan", **labels)
             peer.free_memory(report.device)
 
 
 def inputs(step: layers.Step, device: str) -> tuple[models.Network, Any, Any]:
-    """The network, images (N, C, H, W) and labels (N,) on a device."""
+    """The network, images (N, C, H, W) and labels (N,) on a device; the same at every call."""
+    manual_seed(0)
     model = models.create(step.model, image_size=step.image_size, width=step.width)
     labels = np.random.default_rng(1).integers(0, model.arguments["num_classes"], step.batch)
     images = peer.random((step.batch, *model.input_shape), 0, device)
-    return model.to(device), images, devices.move(labels, device)
+    model.to(device)
+    return model, images, devices.move(labels, device)
 
 
 def ours(step: layers.Step, device: str, training: bool) -> Callable[[], Any]:
@@ -101,7 +105,7 @@ def torch_rows(report: Report, step: layers.Step, labels: dict[str, Any]) -> Non
 
     for layout in ("nchw", "channels_last"):
         for tf32 in peer.settings(report.device):
-            run = lambda a=layout == "channels_last", b=tf32: measure(a, b)  # noqa: E731
+            run = partial(measure, layout == "channels_last", tf32)
             report.add(run, library="torch", layout=layout, tf32=tf32, **labels)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,13 +67,13 @@ def cases(report: Report) -> None:
             for library in ("torch", "gpucnn"):
                 if library == "gpucnn" or report.torch is not None:
                     labels = {"library": library, "operation": name, "direction": direction}
-                    report.add(lambda op=operation, kw=labels, s=size: row(report, op, s, clock, flush, kw), **labels)
+                    report.add(partial(row, report, operation, size, clock, flush, labels), **labels)
         peer.free_memory(report.device)
     for name in OPTIMIZERS:
         for library in ("torch", "gpucnn"):
             if library == "gpucnn" or report.torch is not None:
                 labels = {"library": library, "operation": name, "direction": "step"}
-                report.add(lambda kw=labels: optimizer_row(report, clock, kw), **labels)
+                report.add(partial(optimizer_row, report, clock, labels), **labels)
         peer.free_memory(report.device)
 
 

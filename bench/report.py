@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn import device as devices
-from gpucnn.bench import cpu, peer
+from gpucnn.bench import machine, peer
 from gpucnn.files import write_atomically
 
 FINISHED, OUT_OF_TIME, LOST_DEVICE = 0, 2, 3  # exit codes of a part
@@ -56,7 +56,7 @@ class Report:
         self.part, self.device, self.path, self.quick, self.deadline = part, device, path, quick, deadline
         self.with_torch = with_torch
         settings = {"part": part, "device": device, "quick": quick, **versions()}
-        self.content: dict[str, Any] = {**where(device), "commit": commit or cpu.commit(), "settings": settings}
+        self.content: dict[str, Any] = {**where(device), "commit": commit or machine.commit(), "settings": settings}
         self.content |= {"date": datetime.date.today().isoformat(), "rows": []}
         if path.exists():
             earlier = json.loads(path.read_text())
@@ -90,7 +90,7 @@ class Report:
             raise OutOfTime
         row = {**labels, "ok": False, "reason": "the process ended here"}
         self.rows.append(row)
-        if self.device != "sim":  # a fault of a GPU can end the process
+        if self.device.startswith("cuda"):  # a fault of a GPU can end the process
             self.write()
         try:
             result = measure()
@@ -106,7 +106,7 @@ class Report:
 
     def device_works(self) -> bool:
         """Whether the device still takes work."""
-        if self.device == "sim":
+        if not self.device.startswith("cuda"):
             return True
         try:
             devices.cupy().cuda.Device().synchronize()
@@ -121,8 +121,8 @@ class Report:
 
 def where(device: str) -> dict[str, str]:
     """Names of the device and of its driver."""
-    if device == "sim":
-        return {"device": f"simulator on {cpu.processor()}", "driver": "none"}
+    if not device.startswith("cuda"):
+        return {"device": f"{'simulator on ' * (device == 'sim')}{machine.processor()}", "driver": "none"}
     runtime = devices.cupy().cuda.runtime
     name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
     return {"device": name, "driver": _driver() or f"CUDA {runtime.driverGetVersion()}"}

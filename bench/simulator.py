@@ -19,7 +19,7 @@ import gpucnn
 from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn import models, optim
-from gpucnn.bench.cpu import commit, processor
+from gpucnn.bench.machine import commit, processor
 from gpucnn.files import write_atomically
 from gpucnn.launch import launch, simulator, sources
 from gpucnn.ops.gemm import gemm

@@ -223,16 +223,26 @@ def errors_of(device: str, action: str) -> Iterator[None]:
 @contextmanager
 def cuda_errors(action: str) -> Iterator[None]:
     """Inside this context an error that ends the use of the GPU becomes DeviceLost, others of CUDA RuntimeErrors."""
-    kinds = cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError
     try:
         yield
-    except kinds as error:
-        if error.status not in STICKY_ERRORS:
+    except RuntimeError as error:
+        status = _status(error)
+        if status is None:
+            raise
+        if status not in STICKY_ERRORS:
             raise RuntimeError(f"{action}: {error}") from error
         raise DeviceLost(
             f"{action}: {error}; this process cannot use the GPU any more: start a new one, with GPUCNN_SYNC=1 to "
             "learn which kernel it was"
         ) from error
+
+
+def _status(error: RuntimeError) -> int | None:
+    """CUDA's number of an error that CuPy or the extension's launcher raised; None for others."""
+    if isinstance(error, (cupy().cuda.driver.CUDADriverError, cupy().cuda.runtime.CUDARuntimeError)):
+        return error.status
+    number = re.fullmatch(r"native: .*\((\d+)\)", str(error))
+    return int(number[1]) if number else None
 
 
 def _allocate(make: Callable[[], Any], what: str) -> Any:
@@ -258,12 +268,13 @@ def _free_cached_blocks() -> None:
 def memory_table() -> str:
     """What holds the GPU's memory, as far as Python's objects tell: the largest arrays by shape, and the pool's sum."""
     sizes: dict[str, list[int]] = {}
-    for array in {each.data.ptr: each for each in gc.get_objects() if _is_cupy(each)}.values():
+    arrays = (each for each in gc.get_objects() if issubclass(type(each), cupy().ndarray))
+    for array in {each.data.ptr: each for each in arrays}.values():
         sizes.setdefault(f"{array.dtype} {array.shape}", []).append(array.nbytes)
     largest = sorted(sizes.items(), key=lambda entry: -sum(entry[1]))
     pool = cupy().get_default_memory_pool()
     lines = [f"{sum(each) / 2**20:10.1f} MiB  {len(each)} × {name}" for name, each in largest[:ARRAYS_SHOWN]]
-    return "\n".join([*lines, f"{pool.used_bytes() / 2**20:10.1f} MiB  of {pool.total_bytes() / 2**20:.1f} in use"])
+    return "\n".join([*lines, f"{pool.used_bytes() / 2**20:10.1f} MiB  of {pool.total_bytes() / 2**20:.1f} MiB in use"])
 
 
 def uploaded(batches: Iterable[tuple[np.ndarray, ...]], device: str) -> Generator[tuple[Any, ...], None, None]:

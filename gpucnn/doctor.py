@@ -27,6 +27,7 @@ from rich.text import Text
 from gpucnn import _C
 from gpucnn import functional as F
 from gpucnn.files import cache_root
+from gpucnn.launch.sources import folder as kernels_folder
 from gpucnn.threads import get_num_threads
 from gpucnn.version import __version__
 
@@ -41,7 +42,7 @@ LEVELS = {
 MOST_THREADS = 1024  # as in csrc/threads.cpp
 LEAST_FREE_BYTES = 200_000_000  # a checkpoint of LeNet-5 takes 0.5 MB, one of VGG-16 1.1 GB
 CUDA_ERROR_NO_DEVICE = 100
-NO_NEED = "this release computes on the CPU"
+NO_NEED = "the devices 'cpu' and 'sim' need none"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def checks() -> list[Check]:
         _cupy(cuda),
         _nvrtc(),
         _tool("nvcc", _nvcc_path(), "only needed to build kernels ahead of time: install the CUDA toolkit"),
-        _tool("g++", shutil.which(os.environ.get("CXX") or "g++"), "only needed to build from source: apt install g++"),
+        _tool("g++", _compiler_path(), "needed to build from source, and for the device 'sim': apt install g++"),
+        _simulator(),
         _matplotlib(),
         _cache(),
         _disk(),
@@ -298,6 +300,19 @@ def _nvcc_path() -> str | None:
     folders = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     places = [os.path.join(folder, "bin") for folder in (*folders, "/usr/local/cuda") if folder]
     return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def _compiler_path() -> str | None:
+    return shutil.which(os.environ.get("CXX") or "g++")
+
+
+def _simulator() -> Check:
+    """Whether the device 'sim' can compile the kernels, and how many of their files it has compiled already."""
+    count = len(list(kernels_folder().glob("*.cu")))
+    if _compiler_path() is None:
+        return Check("simulator", MISSING, f"no g++ to compile {count} files of kernels with", "apt install g++")
+    compiled = len(list((cache_root() / "simulator").glob("*.so")))
+    return Check("simulator", OK, f"{count} files of kernels; {compiled} compiled libraries in the cache")
 
 
 def _tool(name: str, path: str | None, fix: str) -> Check:

@@ -90,8 +90,7 @@ def _flat(*names: str) -> Callable[[Sizes], dict[str, tuple[int, ...]]]:
 
 def _batch_norm(arrays: Arrays, sizes: Sizes) -> tuple[Any, ...]:
     x = arrays["x"]
-    mean, variance = ops.batch_norm_statistics(x)
-    inverse_std = 1 / np.sqrt(variance + 1e-5)
+    mean, inverse_std = ops.batch_norm_statistics(x, 1e-5)
     y = ops.batch_norm_apply(x, mean, inverse_std, None, None)
     return y, *ops.batch_norm_backward(x, y, mean, inverse_std, None, True)
 
@@ -136,19 +135,19 @@ CASES: dict[str, Case] = {
     "conv2d_forward": Case(
         CONV,
         _conv_arrays("x", "weight", "bias"),
-        lambda arrays, sizes, algorithm: ops.conv2d_forward(*arrays.values(), _conv(sizes), algorithm),
+        lambda a, sizes, algorithm: ops.conv2d_forward(a["x"], a["weight"], a["bias"], _conv(sizes), algorithm),
         "conv2d_forward",
     ),
     "conv2d_backward_input": Case(
         CONV,
         _conv_arrays("gy", "weight"),
-        lambda arrays, sizes, algorithm: ops.conv2d_backward_input(*arrays.values(), _conv(sizes), algorithm),
+        lambda a, sizes, algorithm: ops.conv2d_backward_input(a["gy"], a["weight"], _conv(sizes), algorithm),
         "conv2d_backward_input",
     ),
     "conv2d_backward_weight": Case(
         CONV,
         _conv_arrays("x", "gy"),
-        lambda arrays, sizes, algorithm: ops.conv2d_backward_weight(*arrays.values(), _conv(sizes), algorithm),
+        lambda a, sizes, algorithm: ops.conv2d_backward_weight(a["x"], a["gy"], _conv(sizes), algorithm),
         "conv2d_backward_weight",
     ),
     "conv2d_backward_bias": Case(
@@ -235,7 +234,7 @@ def _fault(operation: str, sizes: Sizes, algorithm: str | None) -> str | None:
 
 
 def _close(got: np.ndarray, want: np.ndarray) -> bool:
-    size = np.linalg.norm(want.astype(np.float64))
+    size = float(np.linalg.norm(want.astype(np.float64)))
     return bool(np.linalg.norm(got.astype(np.float64) - want) <= L2_LIMIT * max(size, 1e-30))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from gpucnn import models, nn, ops
-from gpucnn.bench import algorithms, cpu, torch_worker
+from gpucnn.bench import algorithms, cpu, machine, torch_worker
 
 
 @pytest.mark.parametrize("name", ["lenet5-128-train", "alexnet-8-forward"])
@@ -57,3 +58,12 @@ def test_what_auto_chooses_is_timed():
     for layer in algorithms.LAYERS.values():
         shape = ops.conv_shape(layer.x, layer.weight, padding=layer.padding)
         assert ops.choose("conv2d_forward", shape) in ("im2col", *layer.algorithms)
+
+
+def test_own_work_is_not_that_of_others(monkeypatch):
+    others = machine.Others()
+    assert 0 <= others.share() <= 1
+    others.start = (100.0, 5.0, 2.0)
+    monkeypatch.setattr(others, "_seconds", lambda: (110.0, 17.0, 6.0))  # 12 s of work in 10 s, 4 of them our own
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert others.share() == 0.4

@@ -22,8 +22,8 @@ import gpucnn
 from gpucnn import doctor
 
 NAMES = [
-    "python", "gpucnn", "numpy", "extension", "cpu", "threads", "driver", "cupy", "nvrtc", "nvcc", "g++", "matplotlib",
-    "cache", "disk",
+    "python", "gpucnn", "numpy", "extension", "cpu", "threads", "driver", "cupy", "nvrtc", "nvcc", "g++", "simulator",
+    "matplotlib", "cache", "disk",
 ]  # fmt: skip
 
 
@@ -457,3 +457,14 @@ def test_the_doctor_loads_neither_cupy_nor_matplotlib() -> None:
     )
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.usefixtures("healthy")
+def test_the_simulator_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "simulator").mkdir(parents=True)
+    (tmp_path / "cache" / "simulator" / "relu-fast-0123.so").touch()
+    found = check("simulator")
+    assert found.status == "ok" and found.detail.endswith("files of kernels; 1 compiled libraries in the cache")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    missing = check("simulator")
+    assert (missing.status, missing.fix) == ("missing", "apt install g++")

@@ -110,6 +110,13 @@ def test_parts_beside_torch(part, name, torch, tmp_path: Path):
     check_rows(name, rows)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_networks_start_from_the_same_weights_in_both_libraries(training, torch):
+    (step,) = layers.steps(True)
+    found = net.check(net.ours(step, "cpu", training)(), net.theirs(step, "cpu", training, True)().numpy())
+    assert found.keys() == {"error"}, found
+
+
 def check_rows(part: str, rows: list[dict]) -> None:
     """All are right; networks only once convolution has kernels."""
     failed = [row for row in rows if not row["ok"]]

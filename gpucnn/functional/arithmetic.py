@@ -138,7 +138,8 @@ class Permute(Function):
         return x.transpose(self.axes)
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (gradient.transpose(np.argsort([axis % gradient.ndim for axis in self.axes])),)
+        places = [axis % gradient.ndim for axis in self.axes]
+        return (gradient.transpose(tuple(map(places.index, range(gradient.ndim)))),)
 
 
 class Sum(Function):
@@ -160,7 +161,7 @@ class Concatenate(Function):
         self.axis = axis
 
     def forward(self, *arrays: Any) -> Any:
-        self.ends = np.cumsum([array.shape[self.axis] for array in arrays])[:-1]
+        self.ends = np.cumsum([array.shape[self.axis] for array in arrays])[:-1].tolist()
         return np.concatenate(arrays, axis=self.axis)
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:

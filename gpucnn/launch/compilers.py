@@ -190,7 +190,7 @@ def build(architectures: Sequence[str], compiler: str) -> Iterator[dict[str, Any
     """
     pairs = [(str(file), architecture) for file in files() for architecture in architectures]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(lambda pair: _build_one(*pair, compiler), pairs)
+        yield from pool.map(lambda pair: _build_one(pair[0], pair[1], compiler), pairs)
 
 
 def _build_one(file: str, architecture: str, compiler: str) -> dict[str, Any]:

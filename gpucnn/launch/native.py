@@ -60,7 +60,8 @@ def value_bytes(argument: Any) -> bytes:
 
 def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:
     """Launch on CuPy's current stream."""
-    prepare(entry, grid, arguments, shared_bytes).run(current_stream())
+    with devices.cuda_errors(f"{entry.name}: grid {grid}, {entry.threads} threads, {shared_bytes} B shared"):
+        prepare(entry, grid, arguments, shared_bytes).run(current_stream())
 
 
 def current_stream() -> int:

@@ -110,6 +110,8 @@ class TableConv2d(Module):
     weight (connections, R·S) holds one kernel a connection, so that what is not connected is no parameter.
     """
 
+    placement: np.ndarray  # (maps out · maps in, connections): 1 where a connection's kernel belongs
+
     def __init__(self, connections: tuple[tuple[int, ...], ...], kernel_size: int) -> None:
         pairs = [(k, c) for k, row in enumerate(connections) for c in row]
         self.out_channels, self.in_channels = len(connections), 1 + max(c for _, c in pairs)
@@ -117,11 +119,12 @@ class TableConv2d(Module):
         bounds = np.array([2.4 / (len(connections[k]) * kernel_size**2) for k, _ in pairs], np.float32)
         self.weight = Parameter(init.uniform((len(pairs), kernel_size**2), 1.0) * bounds[:, None])
         self.bias = Parameter(init.uniform((self.out_channels,), 1 / kernel_size**2))
-        self.placement = np.zeros((self.out_channels * self.in_channels, len(pairs)), np.float32)
-        self.placement[[k * self.in_channels + c for k, c in pairs], range(len(pairs))] = 1
+        placement = np.zeros((self.out_channels * self.in_channels, len(pairs)), np.float32)
+        placement[[k * self.in_channels + c for k, c in pairs], range(len(pairs))] = 1
+        self.register_buffer("placement", placement, persistent=False)
 
     def forward(self, x: Any) -> Any:
-        dense = F.matmul(self.placement.astype(self.weight.dtype, copy=False), self.weight)
+        dense = F.matmul(self.placement, self.weight)
         shape = (self.out_channels, self.in_channels, self.kernel_size, self.kernel_size)
         return F.conv2d(x, F.reshape(dense, shape), self.bias)
 

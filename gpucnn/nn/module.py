@@ -41,9 +41,12 @@ class Module:
         hooks = self.__dict__.setdefault("_forward_hooks", {})
         return HookHandle(hooks, hook)
 
-    def register_buffer(self, name: str, array: np.ndarray) -> None:
-        """Set attribute `name` to an array that `state_dict` holds but no optimiser trains."""
-        self.__dict__.setdefault("_buffer_names", []).append(name)
+    def register_buffer(self, name: str, array: np.ndarray, persistent: bool = True) -> None:
+        """Set attribute `name` to an array that moves with the module and that no optimiser trains.
+
+        - persistent: whether `state_dict` holds it; a constant need not be stored
+        """
+        self.__dict__.setdefault("_buffer_names" if persistent else "_constant_names", []).append(name)
         setattr(self, name, array)
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
@@ -138,11 +141,12 @@ class Module:
         """Move to a device (a string such as "auto") or convert floating-point state to a dtype, in place."""
         moves = devices.is_device(target)
         for module in self.modules():
+            arrays = (*module.__dict__.get("_buffer_names", ()), *module.__dict__.get("_constant_names", ()))
             for name, value in list(vars(module).items()):
                 if isinstance(value, Parameter):
                     value.data = value.to(target).data
                     value.grad = None if value.grad is None else value.grad.to(target)
-                elif name in module.__dict__.get("_buffer_names", ()) and (moves or value.dtype.kind == "f"):
+                elif name in arrays and (moves or value.dtype.kind == "f"):
                     setattr(module, name, Tensor(value).to(target).data)
         return self
 

@@ -49,7 +49,8 @@ def batch_norm_statistics(
     """(mean, inverse_std), each (C,), of x (N,C,…) over everything but the channels: inverse_std = 1/√(variance + eps).
 
     This variance is the biased one. Running statistics, unless None, are moved in place:
-    running ← (1 − momentum)·running + momentum·batch, with the unbiased variance. Raises ValueError for an x without elements.
+    running ← (1 − momentum)·running + momentum·batch, with the unbiased variance.
+    Raises ValueError for an x without elements.
     """
     count = x.size // max(x.shape[1], 1)
     if count == 0:
