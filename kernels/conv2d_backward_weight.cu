@@ -51,9 +51,20 @@ struct WindowLoader {
 
     __device__ __forceinline__ void operator()(float* left, float* right, int remaining) {
         const int term = threadIdx.x % Tile::LANES, row = threadIdx.x / Tile::LANES;
+#pragma unroll
+        for (int k = 0; k < Tile::TERMS; k += Tile::LANES) {
+            copy(left + (k + term) * (Tile::TILE_M + PAD) + row, right + (k + term) * (Tile::TILE_N + PAD) + row,
+                 k + term < remaining);
+            advance();
+        }
+    }
+
+    // The thread's pixel, if it exists, for all its filters and columns.
+    __device__ __forceinline__ void copy(float* left, float* right, bool exists) {
+        const int row = threadIdx.x / Tile::LANES;
         const int h = p * shape.stride_h - shape.padding_h, w = q * shape.stride_w - shape.padding_w;
         const int corner = h * static_cast<int>(x_strides.row) + w * static_cast<int>(x_strides.column);
-        const unsigned height = term < remaining ? shape.H : 0;
+        const unsigned height = exists ? shape.H : 0;
         int offsets[Tile::PASSES_N];
         bool inside[Tile::PASSES_N];
 #pragma unroll
@@ -63,18 +74,15 @@ struct WindowLoader {
             inside[pass] = static_cast<unsigned>(h + column.down) < height &&
                            static_cast<unsigned>(w + column.right) < static_cast<unsigned>(shape.W);
         }
-        right += term * (Tile::TILE_N + PAD) + row;
 #pragma unroll
         for (int pass = 0; pass < Tile::PASSES_N; ++pass)
             copy_async4(right + pass * Tile::ROWS, image + offsets[pass], inside[pass]);
 
-        left += term * (Tile::TILE_M + PAD) + row;
-        const int exist = term < remaining ? passes : 0;
+        const int exist = exists ? passes : 0;
         int index = filter + p * static_cast<int>(gy_strides.row) + q * static_cast<int>(gy_strides.column);
 #pragma unroll
         for (int pass = 0; pass < Tile::PASSES_M; ++pass, index += Tile::ROWS * static_cast<int>(gy_strides.channel))
             copy_async4(left + pass * Tile::ROWS, gradient + index, pass < exist);
-        advance();
     }
 };
 
@@ -130,5 +138,5 @@ __device__ __forceinline__ void backward_weight(const float* x, const float* gy,
         backward_weight<Tiling<M, N, terms, groups_m, groups_n>>(x, gy, gw, shape, x_strides, gy_strides, product);      \
     }
 
-CONV2D_BACKWARD_WEIGHT(128, 128, 8, 2, 2, 256, 2)
-CONV2D_BACKWARD_WEIGHT(64, 64, 8, 2, 1, 128, 4)
+CONV2D_BACKWARD_WEIGHT(128, 128, 16, 2, 2, 256, 2)
+CONV2D_BACKWARD_WEIGHT(64, 64, 16, 2, 1, 128, 4)

@@ -12,5 +12,5 @@
         convolve<Tiling<M, N, terms, groups_m, groups_n>, false>(x, w, bias, y, shape, strides, product);                 \
     }
 
-CONV2D_FORWARD(128, 128, 8, 2, 2, 256, 2)
-CONV2D_FORWARD(64, 64, 8, 2, 1, 128, 4)
+CONV2D_FORWARD(128, 128, 16, 2, 2, 256, 2)
+CONV2D_FORWARD(64, 64, 16, 2, 1, 128, 4)

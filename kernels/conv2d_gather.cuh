@@ -85,7 +85,7 @@ __device__ __forceinline__ unsigned inside_bits(const Axis& axis, int u, int ext
 // Weights and the tap table are counted in 32 bits; so are the steps from channel to channel in the source.
 template <class Tile>
 struct GatherLoader {
-    static constexpr int PIXEL_TERMS = Tile::THREADS / Tile::TILE_N, PIXEL_PASSES = Tile::TERMS / PIXEL_TERMS;
+    static constexpr int PIXEL_TERMS = Tile::THREADS / Tile::TILE_N, PIXEL_PASSES = Tile::LANES / PIXEL_TERMS;
     TapTable table;
     int tap, taps, tap_step, channel_step;  // of the terms; a step goes on by so many taps and channels
     const float* weights;
@@ -96,23 +96,27 @@ struct GatherLoader {
     unsigned mask;  // empty for pixels past the last
 
     __device__ __forceinline__ void operator()(float* left, float* right, int remaining) {
-        const int term = threadIdx.x % Tile::LANES, row = threadIdx.x / Tile::LANES;
         const int first = threadIdx.x / Tile::TILE_N, pixel = threadIdx.x % Tile::TILE_N;
-        int index = weight + table.weights[tap + term];
-        int2 places[PIXEL_PASSES];  // read first: a read after a copy begins waits for nothing, but costs instructions
-#pragma unroll
-        for (int pass = 0; pass < PIXEL_PASSES; ++pass) places[pass] = table.places[tap + first + pass * PIXEL_TERMS];
-
-        left += term * (Tile::TILE_M + PAD) + row;
-        const int exist = term < remaining ? passes : 0;
-#pragma unroll
-        for (int pass = 0; pass < Tile::PASSES_M; ++pass, index += Tile::ROWS * filter_stride)
-            copy_async4(left + pass * Tile::ROWS, weights + index, pass < exist);
+        left += threadIdx.x % Tile::LANES * (Tile::TILE_M + PAD) + threadIdx.x / Tile::LANES;
         right += first * (Tile::TILE_N + PAD) + pixel;
 #pragma unroll
-        for (int pass = 0; pass < PIXEL_PASSES; ++pass) {
-            const bool inside = (mask & places[pass].y) == places[pass].y && first + pass * PIXEL_TERMS < remaining;
-            copy_async4(right + pass * PIXEL_TERMS * (Tile::TILE_N + PAD), source + places[pass].x, inside);
+        for (int k = 0; k < Tile::TERMS; k += Tile::LANES) {
+            const int term = k + threadIdx.x % Tile::LANES;
+            int index = weight + table.weights[tap + term];
+            int2 places[PIXEL_PASSES];  // read before any copy, which reads may not overtake
+#pragma unroll
+            for (int pass = 0; pass < PIXEL_PASSES; ++pass) places[pass] = table.places[tap + first + k + pass * PIXEL_TERMS];
+
+            const int exist = term < remaining ? passes : 0;
+#pragma unroll
+            for (int pass = 0; pass < Tile::PASSES_M; ++pass, index += Tile::ROWS * filter_stride)
+                copy_async4(left + k * (Tile::TILE_M + PAD) + pass * Tile::ROWS, weights + index, pass < exist);
+#pragma unroll
+            for (int pass = 0; pass < PIXEL_PASSES; ++pass) {
+                const int row = k + pass * PIXEL_TERMS;
+                const bool inside = (mask & places[pass].y) == places[pass].y && first + row < remaining;
+                copy_async4(right + row * (Tile::TILE_N + PAD), source + places[pass].x, inside);
+            }
         }
         advance();
     }

@@ -17,7 +17,7 @@ struct Tiling {
     static constexpr int THREADS = M * N / (16 * GROUPS_M * GROUPS_N);
     static constexpr int LANES = 8, ROWS = THREADS / LANES;  // loaders along the terms: 8 lanes read neighbouring terms
     static constexpr int PASSES_M = M / ROWS, PASSES_N = N / ROWS;
-    static_assert(K == LANES && M % ROWS == 0 && N % ROWS == 0, "a loader's thread keeps to one term of each step");
+    static_assert(K % LANES == 0 && M % ROWS == 0 && N % ROWS == 0, "whole passes");
     static_assert(CHUNK % (2 * K) == 0, "a chunk ends in the second stage, so the next may begin in the first");
 };
 
@@ -26,7 +26,7 @@ struct ConvProduct {
     int64 split_stride;                  // floats from one split's plane to the next
     int splits, split_terms, relu;
     unsigned by_image[3], by_row[3];     // divisors: pixels of an image, pixels of a row
-    int step[3];                         // images, rows and columns that TERMS pixels go on by, for backward_weight
+    int step[3];                         // images, rows and columns that 8 pixels go on by, for backward_weight
 };
 
 // load(left_tile, right_tile, remaining) copies the next step, of which `remaining` terms exist; store(sums, add, last) takes

@@ -25,6 +25,7 @@ from gpucnn.functional.arithmetic import sum as sum
 from gpucnn.functional.arithmetic import transpose as transpose
 from gpucnn.functional.conv import conv1d as conv1d
 from gpucnn.functional.conv import conv2d as conv2d
+from gpucnn.functional.conv import conv2d_relu as conv2d_relu
 from gpucnn.functional.conv import conv3d as conv3d
 from gpucnn.functional.conv import conv_transpose2d as conv_transpose2d
 from gpucnn.functional.dropout import dropout as dropout

@@ -31,6 +31,18 @@ class Conv2d(Function):
         return gx, gw, gb
 
 
+class Conv2dRelu(Conv2d):
+    """conv2d and ReLU in one pass; y itself says where the gradient stops."""
+
+    def forward(self, x: Any, weight: Any, bias: Any) -> np.ndarray:
+        self.x, self.weight = x, weight
+        self.y = ops.conv2d_forward(x, weight, bias, self.shape, self.algorithm, relu=True)
+        return self.y
+
+    def backward(self, gradient: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        return super().backward(ops.relu_backward(self.y, gradient))
+
+
 class Conv1d(Conv2d):
     """conv2d of images of height 1."""
 
@@ -134,6 +146,23 @@ def conv2d(
     x_shape, weight_shape = shape_of("conv2d", "x", x), shape_of("conv2d", "weight", weight)
     shape = ops.conv_shape(x_shape, weight_shape, stride, padding, dilation, groups)
     return Conv2d(shape, algorithm)(x, weight, bias)
+
+
+def conv2d_relu(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    algorithm: str = "auto",
+) -> Any:
+    """relu(conv2d(…)) in one pass over y, whose values before ReLU are never stored; arguments and errors of conv2d."""
+    x_shape, weight_shape = shape_of("conv2d", "x", x), shape_of("conv2d", "weight", weight)
+    shape = ops.conv_shape(x_shape, weight_shape, stride, padding, dilation, groups)
+    return Conv2dRelu(shape, algorithm)(x, weight, bias)
 
 
 def conv3d(

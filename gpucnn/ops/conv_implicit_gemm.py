@@ -18,8 +18,9 @@ from gpucnn.ops.conv_sums import add_planes, image_strides
 from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
 from gpucnn.ops.shapes import ConvShape
 
-TILES = (Tile(128, 128, 2, 86), Tile(64, 64, 4, 72))
-STEP = 8  # terms that a kernel takes at a time
+# The share of multiply-adds in the compiled main loop of the forward pass.
+TILES = (Tile(128, 128, 2, 82), Tile(64, 64, 4, 74))
+STEP, WALK = 16, 8  # terms that a kernel takes at a time; pixels that a loader of backward_weight goes on by
 LIMIT = 2**31 - 256  # of indices in 32 bits, which may run past the end by a tile
 
 
@@ -142,7 +143,7 @@ def _grid(product: Product, tile: Tile, splits: int) -> tuple[int, int, int]:
 
 def _work(size: int, splits: int, terms: int, relu: bool, image: int, row: int) -> tuple[Any, ...]:
     """The struct ConvProduct of kernels/conv2d_gemm.cuh."""
-    step = STEP // image, STEP % image // row, STEP % row
+    step = WALK // image, WALK % image // row, WALK % row
     return size, splits, terms, int(relu), divisor(image), divisor(row), step
 
 
