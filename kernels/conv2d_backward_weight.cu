@@ -113,7 +113,7 @@ __device__ __forceinline__ void backward_weight(const float* x, const float* gy,
                             ceil_div(filters - filter, Tile::ROWS)};
     load.start(begin + threadIdx.x % Tile::LANES);
 
-    sum_products<Tile>(load, terms, [&](auto& sums, bool add, bool last) {
+    sum_products<Tile>(load, terms, [&](Sums<Tile>& sums, bool add, bool last) {
         // Computed anew for each chunk, so that nothing of it takes registers in the main loop.
         const int tile = opaque(blockIdx.x), split = opaque(blockIdx.y), group = opaque(blockIdx.z);
         const int tiles_m = ceil_div(filters, Tile::TILE_M), first = tile / tiles_m * Tile::TILE_N;

@@ -163,7 +163,7 @@ __device__ __forceinline__ void convolve(const float* x, const float* w, const f
                             g.channel_stride, ceil_div(g.filters - filter, Tile::ROWS),
                             x + at, static_cast<int>(strides.channel), n < shape.N ? mask : 0};
 
-    sum_products<Tile>(load, terms, [&](auto& sums, bool add, bool last) {
+    sum_products<Tile>(load, terms, [&](Sums<Tile>& sums, bool add, bool last) {
         // Computed anew for each chunk, so that nothing of it takes registers in the main loop.
         const int tile = opaque(blockIdx.x), part = opaque(blockIdx.y), group = opaque(blockIdx.z);
         const Gather g = make_gather<BACKWARD>(shape, part / product.splits);

@@ -29,6 +29,10 @@ struct ConvProduct {
     int step[3];                         // images, rows and columns that 8 pixels go on by, for backward_weight
 };
 
+// A thread's sums of products.
+template <class Tile>
+using Sums = float[4 * Tile::GROUPS_M][4 * Tile::GROUPS_N];
+
 // load(left_tile, right_tile, remaining) copies the next step, of which `remaining` terms exist; store(sums, add, last) takes
 // each chunk.
 template <class Tile, class Load, class Store>
@@ -39,7 +43,7 @@ __device__ __forceinline__ void sum_products(Load& load, int terms, const Store&
     const int row = thread_row<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>();
     const int column = thread_column<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>();
     for (int done = 0; done == 0 || done < terms; done += CHUNK) {
-        float sums[4 * Tile::GROUPS_M][4 * Tile::GROUPS_N] = {};
+        Sums<Tile> sums = {};
         const int chunk = min(CHUNK, terms - done);
         if (chunk > 0) {
             load(left_tiles[0], right_tiles[0], chunk);
@@ -65,7 +69,7 @@ __device__ __forceinline__ float finish(float value, bool relu) { return relu &&
 // negative) and `stride` floats further for each row; added to what stands there if `add`. With `vectors` the four are
 // neighbours in memory and aligned. `bias` is one value a row, or null.
 template <class Tile>
-__device__ __forceinline__ void store_columns(float (&sums)[4 * Tile::GROUPS_M][4 * Tile::GROUPS_N], int group, float* target,
+__device__ __forceinline__ void store_columns(Sums<Tile>& sums, int group, float* target,
                                               const int64 (&at)[4], bool vectors, int64 stride, int row, int rows,
                                               const float* bias, bool add, bool relu) {
 #pragma unroll
