@@ -6,7 +6,13 @@
 #pragma once
 
 #if defined(__CUDACC__)
-#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+// Compilers give the same code more registers on sm_100 and later, so a block less is asked for than elsewhere.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define RESIDENT_BLOCKS(blocks) ((blocks) > 1 ? (blocks) - 1 : 1)
+#else
+#define RESIDENT_BLOCKS(blocks) (blocks)
+#endif
+#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, RESIDENT_BLOCKS(blocks))
 #define SHARED(T, name, dims) __shared__ __align__(16) T name dims
 #define DYNAMIC_SHARED(T, name)                                     \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \

@@ -53,7 +53,7 @@ def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
 
 def path(operation: str, shape: ConvShape) -> str:
     """Which way a pass goes: "depthwise", "first_layer" or "general"."""
-    if _is_depthwise(shape) and (operation != "conv2d_backward_input" or shape.K == shape.C):
+    if _is_depthwise(shape) and not _is_depthwise_exception(operation, shape):
         return "depthwise"
     if operation == "conv2d_forward" and _is_first_layer(shape):
         return "first_layer"
@@ -72,6 +72,13 @@ def wins(operation: str, shape: ConvShape) -> bool:
     if operation == "conv2d_forward":
         return path(operation, shape) == "first_layer"
     return operation == "conv2d_backward_weight" and shape.C <= 4
+
+
+def _is_depthwise_exception(operation: str, shape: ConvShape) -> bool:
+    """Whether there is no depthwise kernel of one pass: where several filters read a channel, or registers run out."""
+    if operation == "conv2d_backward_input":
+        return shape.K != shape.C
+    return operation == "conv2d_backward_weight" and (shape.R, shape.stride[0]) == (7, 2)
 
 
 def _is_depthwise(shape: ConvShape) -> bool:
