@@ -11,7 +11,7 @@ import pytest
 
 from gpucnn import _C, launch
 from gpucnn import device as devices
-from gpucnn.launch import compilers, dispatch, native
+from gpucnn.launch import compilers, dispatch, jit, native
 from tests.check import assert_equal
 from tests.kernel_check import on
 
@@ -153,3 +153,14 @@ def test_nvcc_compiles_for_a_gpu():
         pytest.skip("nvcc is not installed")
     code, log = compilers.cubin(dispatch.find("relu_forward").file, "sm_90a", "nvcc")
     assert code[:4] == b"\x7fELF" and "relu_forward" in log
+
+
+def test_cupy_gets_structs_as_arrays_of_one_element():
+    """CuPy 14 passes a NumPy array of size one by value; a structured scalar it refuses."""
+    layout = np.dtype([("a", "int32"), ("b", "int64")], align=True)
+    struct = np.array([(1, 2)], layout)[0]
+    value = jit._value(struct)
+    assert type(value) is np.ndarray and value.size == 1 and value.tobytes() == struct.tobytes()
+    pointers = jit._value(())
+    assert type(pointers) is np.ndarray and pointers.size == 1 and pointers.nbytes == 8 * launch.max_pointers()
+    assert jit._value(None) is None and jit._value(np.int32(3)) == 3

@@ -44,9 +44,11 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
 
 
 def _value(argument: Any) -> Any:
-    """An argument as CuPy takes it: `Pointers` are a struct of addresses."""
+    """An argument as CuPy takes it: a struct by value is a NumPy array of one element, and `Pointers` are a struct."""
+    if isinstance(argument, np.void):
+        return np.asarray(argument)
     if not isinstance(argument, tuple):
         return argument
     addresses = np.zeros((), [("data", np.uintp, structs()["Pointers"][0][1])])
     addresses["data"][: len(argument)] = [array.data.ptr for array in argument]
-    return addresses[()]
+    return addresses
