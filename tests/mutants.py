@@ -2,12 +2,15 @@
 
     python -m tests.mutants [NAME …]
 
-Every mutant is a copy of kernels/ with one text replaced, on which one file of tests runs until its first failure. The
-last line counts the caught ones.
+Every mutant is a copy of kernels/ with one text replaced, on which a few tests run until their first failure. The same
+tests must pass on the kernels as they are, and a mutant must compile, or it does not count. The last line has the
+number of caught ones.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +22,7 @@ from pathlib import Path
 from gpucnn.launch import sources
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 600  # for the tests of one mutant
+SECONDS = 300  # for the tests of one mutant
 
 
 @dataclass(frozen=True)
@@ -36,45 +39,552 @@ class Mutant:
     test: str
 
 
-MUTANTS: tuple[Mutant, ...] = ()
+# What any kernel may get wrong: memory, barriers, warps, asynchronous copies, blocks.
+GENERAL = (
+    Mutant(
+        "read_past_the_end",  # of numbers that are not used
+        "dropout.cu",
+        "values[k] = first + k < count ? x[first + k] : 0.0f;",
+        "values[k] = x[first + k];",
+        "test_dropout_kernels.py -k test_sound",
+    ),
+    Mutant(
+        "write_past_the_end",
+        "im2col.cu",
+        "i < patches.count; i += global_threads()) {\n        int pixel, w;",
+        "i <= patches.count; i += global_threads()) {\n        int pixel, w;",
+        "test_conv_kernels_use.py -k test_kernels_are_sound and im2col",
+    ),
+    Mutant(
+        "shared_index_past_its_array",
+        "max_unpool2d.cu",
+        "later < UNPOOL_THREADS; ++later",
+        "later <= UNPOOL_THREADS; ++later",
+        "test_pool_kernels.py -k test_unpooling_is_sound",
+    ),
+    Mutant(
+        "no_barrier_before_read",
+        "reduce.cu",
+        "partial[warp][lane] = sum;\n    __syncthreads();",
+        "partial[warp][lane] = sum;",
+        "test_reduce_kernels.py -k test_the_same_bits_and_no_fault",
+    ),
+    Mutant(
+        "no_barrier_after_read",
+        "conv2d_direct.cu",
+        "        multiply(t, g, group, tile, begin, end);\n        __syncthreads();",
+        "        multiply(t, g, group, tile, begin, end);",
+        "test_conv_direct_kernels.py -k test_sound and many_terms",
+    ),
+    Mutant(
+        "no_barrier_between_stages",
+        "conv2d_direct_backward_weight.cu",
+        "stages + stage * T::STAGE, row, column, way);\n        __syncthreads();",
+        "stages + stage * T::STAGE, row, column, way);",
+        "test_conv_direct_kernels.py -k test_sound and general",
+    ),
+    Mutant(
+        "no_barrier_before_next_channels",
+        "conv2d_direct_first_layer.cu",
+        "        if (first > 0) __syncthreads();\n",
+        "",
+        "test_conv_direct_kernels.py -k test_sound and first_layer_staged",
+    ),
+    Mutant(
+        "barrier_of_some_threads",
+        "batch_norm.cuh",
+        "            states[threadIdx.x] = state;\n        }\n        __syncthreads();",
+        "            states[threadIdx.x] = state;\n            __syncthreads();\n        }",
+        "test_normalization_kernels.py -k test_running_statistics_by_hand",
+    ),
+    Mutant(
+        "barrier_in_both_branches",
+        "reduce.cu",
+        "    partial[warp][lane] = sum;\n    __syncthreads();\n    if (warp > 0 || column >= inner) return;",
+        "    partial[warp][lane] = sum;\n    if (warp > 0 || column >= inner) {\n        __syncthreads();\n"
+        "        return;\n"
+        "    }\n    __syncthreads();",
+        "test_reduce_kernels.py -k test_columns_exactly",
+    ),
+    Mutant(
+        "return_before_barrier",
+        "conv2d_depthwise.cu",
+        "    __syncthreads();\n    if (threadIdx.x >= TAPS * TAPS) return;",
+        "    if (threadIdx.x >= TAPS * TAPS) return;\n    __syncthreads();",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and depthwise3",
+    ),
+    Mutant(
+        "return_before_shuffle",
+        "softmax.cu",
+        "if (row >= rows) return;  // the whole group",
+        "if (row >= rows || group_thread<GROUP>() >= length) return;",
+        "test_loss_kernels.py -k test_softmax_along_any_axis",
+    ),
+    Mutant(
+        "shuffle_in_an_uneven_loop",
+        "avg_pool2d.cu",
+        "        sum += plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]];\n    sum = warp_reduce<Sum>(sum);",
+        "        sum += warp_reduce<Sum>(plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]]);",
+        "test_pool_kernels.py -k test_adaptive_average",
+    ),
+    Mutant(
+        "misaligned_vectors",
+        "conv2d_depthwise.cu",
+        "const bool aligned = c.W % 4 == 0 && is_aligned16(x), gy_aligned",
+        "const bool aligned = is_aligned16(x), gy_aligned",
+        "test_conv_direct_kernels.py -k test_sound and depthwise_stride2",
+    ),
+    Mutant(
+        "misaligned_views",
+        "update.cu",
+        "bool aligned = is_aligned16(arrays.p) && is_aligned16(arrays.g);",
+        "bool aligned = is_aligned16(arrays.g);",
+        "test_update_kernels.py -k test_memory_that_is_not_aligned",
+    ),
+    Mutant(
+        "blocks_share_an_output",
+        "conv2d_backward_bias.cu",
+        "gb[blockIdx.y * static_cast<int64>(gridDim.x) + blockIdx.x] = sum;",
+        "gb[blockIdx.x] = sum;",
+        "test_conv_kernels.py -k test_long_sums_of_the_weight_gradient and implicit",
+    ),
+    Mutant(
+        "blocks_add_without_order",
+        "conv2d_depthwise.cu",
+        "partial[(static_cast<int64>(split) * c.K + filter) * (TAPS * TAPS) + threadIdx.x] = total;",
+        "partial[static_cast<int64>(filter) * (TAPS * TAPS) + threadIdx.x] += total;",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and depthwise_many_items",
+    ),
+    Mutant(
+        "no_wait_for_copies",
+        "gemm.cu",
+        "            copy_async_wait<0>();\n",
+        "",
+        "test_gemm_kernels.py -k test_tails_are_exact and 64x64",
+    ),
+    Mutant(
+        "wait_for_too_few_copies",
+        "conv2d_direct_backward_weight.cu",
+        "copy_async_wait<1>();",
+        "copy_async_wait<2>();",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and lenet",
+    ),
+    Mutant(
+        "wrong_stage",
+        "gemm.cu",
+        "right.copy(right_tiles[stage ^ 1], chunk - k - TERMS);",
+        "right.copy(right_tiles[stage], chunk - k - TERMS);",
+        "test_gemm_kernels.py -k test_tails_are_exact and 32x32",
+    ),
+)
+
+# What one kernel may get wrong: its formula, its borders, its accuracy.
+OF_KERNELS = (
+    Mutant(
+        "gemm_bias_left_out_in_tails",
+        "gemm.cu",
+        "target[j] = finish(values[j] + before + row_bias + column_bias[j], relu);",
+        "target[j] = finish(values[j] + before + row_bias, relu);",
+        "test_gemm_kernels.py -k test_tails_are_exact and 32x32",
+    ),
+    Mutant(
+        "gemm_relu_of_every_chunk",
+        "gemm.cu",
+        "done > 0, last && shape.relu);",
+        "done > 0, shape.relu);",
+        "test_gemm_kernels.py -k test_chunks_are_exact and 32x32",
+    ),
+    Mutant(
+        "gemm_split_left_out",
+        "gemm.cu",
+        "for (int split = 0; split < shape.splits; ++split) sum +=",
+        "for (int split = 0; split + 1 < shape.splits; ++split) sum +=",
+        "test_gemm_kernels.py -k test_splits_are_exact and 32x32",
+    ),
+    Mutant(
+        "gemm_one_chain_of_sums",
+        "gemm.cu",
+        "constexpr int CHUNK = 1024;",
+        "constexpr int CHUNK = 1 << 20;",
+        "test_gemm_kernels.py -k test_sums_of_100_000_terms",
+    ),
+    Mutant(
+        "gemm_terms_past_the_last",
+        "tile.cuh",
+        "from + k, term + k < left);",
+        "from + k, term + k <= left);",
+        "test_gemm_kernels.py -k test_tails_are_exact and 32x32 and nt",
+    ),
+    Mutant(
+        "forward_padding_of_wrong_sign",
+        "conv2d_gather.cuh",
+        "return {stride, -padding, dilation, 0, 1, taps};",
+        "return {stride, padding, dilation, 0, 1, taps};",
+        "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
+    ),
+    Mutant(
+        "forward_bias_of_group_0",
+        "conv2d_gather.cuh",
+        "last && bias ? bias + group * g.filters : nullptr",
+        "last && bias ? bias : nullptr",
+        "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
+    ),
+    Mutant(
+        "forward_next_channel_not_counted",
+        "conv2d_gather.cuh",
+        "            ++channels;\n",
+        "",
+        "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
+    ),
+    Mutant(
+        "backward_input_wrong_phase",
+        "conv2d_gather.cuh",
+        "const int phase_h = phase / s.stride_w, phase_w = phase % s.stride_w;",
+        "const int phase_h = phase / s.stride_h, phase_w = phase % s.stride_h;",
+        "test_conv_kernels.py -k test_exact_on_integers and implicit_gemm and tall",
+    ),
+    Mutant(
+        "backward_weight_wrong_carry",
+        "conv2d_backward_weight.cu",
+        "const bool next_image = p >= shape.P;",
+        "const bool next_image = p > shape.P;",
+        "test_conv_kernels.py -k test_exact_on_integers and implicit_gemm and vgg",
+    ),
+    Mutant(
+        "backward_weight_one_chain_of_sums",
+        "conv2d_gemm.cuh",
+        "constexpr int CHUNK = 1024;",
+        "constexpr int CHUNK = 1 << 20;",
+        "test_conv_kernels.py -k test_long_sums_of_the_weight_gradient and one_split-implicit_gemm",
+    ),
+    Mutant(
+        "backward_weight_reads_past_the_last_filter",
+        "conv2d_backward_weight.cu",
+        "gradient + index, pass < exist);",
+        "gradient + index, exists);",
+        "test_conv_kernels_use.py -k test_kernels_are_sound and implicit_gemm",
+    ),
+    Mutant(
+        "im2col_left_padding_unchecked",
+        "im2col.cu",
+        "h >= 0 && h < s.H && w >= 0 && w < s.W;",
+        "h >= 0 && h < s.H && w < s.W;",
+        "test_conv_kernels.py -k test_exact_on_integers and im2col and vgg",
+    ),
+    Mutant(
+        "col2im_ignores_stride",
+        "im2col.cu",
+        "return rest == 0 && window < windows ? window : -1;",
+        "return window < windows ? window : -1;",
+        "test_conv_kernels.py -k test_exact_on_integers and im2col and alexnet",
+    ),
+    Mutant(
+        "direct_wrong_group_of_bias",
+        "conv2d_direct.cu",
+        "g.bias ? g.bias[group * g.filters + filter] : 0.0f",
+        "g.bias ? g.bias[filter] : 0.0f",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and groups",
+    ),
+    Mutant(
+        "direct_phase_without_taps_skipped",
+        "conv2d_direct.cu",
+        "while (first < end && (phase + padding - first * dilation) % stride != 0) ++first;",
+        "while (first + 1 < end && (phase + padding - first * dilation) % stride != 0) ++first;",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and pointwise_stride2",
+    ),
+    Mutant(
+        "direct_weight_one_chain_of_sums",
+        "conv2d_direct_backward_weight.cu",
+        "constexpr int FLUSH = 4096;",
+        "constexpr int FLUSH = 1 << 30;",
+        "test_conv_direct_kernels.py -k test_weight_gradient_of_many_pixels and one_range",
+    ),
+    Mutant(
+        "first_layer_stores_past_the_row",
+        "conv2d_direct_first_layer.cu",
+        "if (column + 4 < c.Q) store4(output + 4,",
+        "store4(output + 4,",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and first_layer3_half",
+    ),
+    Mutant(
+        "depthwise_filters_not_rotated",
+        "conv2d_depthwise.cu",
+        "weights[g.rotated ? TAPS * TAPS - 1 - t : t]",
+        "weights[t]",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and depthwise3",
+    ),
+    Mutant(
+        "depthwise_right_border",
+        "conv2d_depthwise.cu",
+        "inside && column >= 0 && column < width ? row[column] : 0.0f;",
+        "inside && column >= 0 && column <= width ? row[column] : 0.0f;",
+        "test_conv_direct_kernels.py -k test_exact_on_integers and depthwise3",
+    ),
+    Mutant(
+        "max_pool_last_of_equal_values",
+        "max_pool2d.cu",
+        "if (value > best.value || value != value)",
+        "if (value >= best.value || value != value)",
+        "test_pool_kernels.py -k test_max and lenet_s2",
+    ),
+    Mutant(
+        "max_pool_padding_wins",
+        "max_pool2d.cu",
+        "plane[h * pool.x_stride[2] + w * pool.x_stride[3]] : -INFINITY;",
+        "plane[h * pool.x_stride[2] + w * pool.x_stride[3]] : 0.0f;",
+        "test_pool_kernels.py -k test_max and many_planes",
+    ),
+    Mutant(
+        "avg_pool_padding_always_counts",
+        "pool.cuh",
+        "border = pool.count_include_pad ? pool.padding[AXIS] : 0;",
+        "border = pool.padding[AXIS];",
+        "test_pool_kernels.py -k test_average and many_planes",
+    ),
+    Mutant(
+        "adaptive_window_ends_early",
+        "pool.cuh",
+        "divide(end + pool.outputs[AXIS] - 1, outputs)};",
+        "divide(end, outputs)};",
+        "test_pool_kernels.py -k test_adaptive_average",
+    ),
+    Mutant(
+        "adaptive_max_of_the_last_lane",
+        "adaptive_max_pool2d.cu",
+        " || (equal && b.place < a.place) ? b : a;",
+        " ? b : a;",
+        "test_pool_kernels.py -k test_adaptive_max",
+    ),
+    Mutant(
+        "lp_pool_divides_by_zero",
+        "lp_pool2d.cu",
+        "if (y[window] != 0.0f) sum +=",
+        "sum +=",
+        "test_pool_kernels.py -k l2_of_integers or functions_as_on_the_cpu",
+    ),
+    Mutant(
+        "unpool_first_of_equal_places",
+        "max_unpool2d.cu",
+        "int later = threadIdx.x + 1; later < UNPOOL_THREADS;",
+        "int later = 0; later < static_cast<int>(threadIdx.x);",
+        "test_pool_kernels.py -k test_the_last_of_many_values_wins",
+    ),
+    Mutant(
+        "unpool_no_barrier_after_the_zeros",
+        "max_unpool2d.cu",
+        "        __syncthreads();  // the zeros, or the values before these, are written, and their places compared\n",
+        "",
+        "test_pool_kernels.py -k test_unpooling_is_sound",
+    ),
+    Mutant(
+        "response_norm_window_too_narrow",
+        "local_response_norm.cu",
+        "end = min(w.after + 1, w.channels - c);",
+        "end = min(w.after, w.channels - c);",
+        "test_normalization_kernels.py -k test_response_norm_of_integers and channels_last",
+    ),
+    Mutant(
+        "response_norm_window_not_mirrored",
+        "local_response_norm.cu",
+        "int newest = slots - 1, center = w.before;",
+        "int newest = slots - 1, center = w.after;",
+        "test_normalization_kernels.py -k test_response_norm_of_layouts and contiguous",
+    ),
+    Mutant(
+        "batch_norm_group_past_the_end",
+        "batch_norm.cu",
+        "const float distance = k < count ? values[k] - mean : 0.0f;",
+        "const float distance = values[k] - mean;",
+        "test_normalization_kernels.py -k test_batch_norm_of_integers",
+    ),
+    Mutant(
+        "batch_norm_biased_running_variance",
+        "batch_norm.cu",
+        "momentum * (variance * unbias);",
+        "momentum * variance;",
+        "test_normalization_kernels.py -k test_running_statistics_by_hand",
+    ),
+    Mutant(
+        "batch_norm_backward_as_if_the_mean_were_constant",
+        "batch_norm_backward.cu",
+        "(gradient[k] - shift[k] - (value[k] - center[k]) * rate[k]);",
+        "(gradient[k] - (value[k] - center[k]) * rate[k]);",
+        "test_normalization_kernels.py -k test_functional_as_on_the_cpu",
+    ),
+    Mutant(
+        "dropout_words_out_of_order",
+        "dropout.cu",
+        "words.x >= threshold, words.y >= threshold, words.z >= threshold, words.w >= threshold",
+        "words.x >= threshold, words.z >= threshold, words.y >= threshold, words.w >= threshold",
+        "test_dropout_kernels.py -k test_masks_of_the_cpu",
+    ),
+    Mutant(
+        "dropout_counter_of_32_bits",
+        "dropout.cu",
+        "static_cast<unsigned>(counter >> 32), 0, 0);",
+        "0, 0, 0);",
+        "test_dropout_kernels.py -k test_masks_of_the_cpu",
+    ),
+    Mutant(
+        "relu_loses_nan",
+        "relu.cu",
+        "(float v) { return v <= 0.0f ? 0.0f : v; }",
+        "(float v) { return v > 0.0f ? v : 0.0f; }",
+        "test_activation_kernels.py -k test_special_values and relu",
+    ),
+    Mutant(
+        "sigmoid_overflows",
+        "activation.cu",
+        "const float e = expf(-fabsf(x));",
+        "const float e = expf(-x);",
+        "test_activation_kernels.py -k sigmoid",
+    ),
+    Mutant(
+        "elementwise_step_of_one_block",
+        "elementwise.cuh",
+        "i += global_threads()) y[i] = function(a[i], b[i]);",
+        "i += blockDim.x) y[i] = function(a[i], b[i]);",
+        "test_activation_kernels.py -k test_sound and relu",
+    ),
+    Mutant(
+        "softmax_of_minus_infinity_alone",
+        "softmax.cuh",
+        "small.largest == large.largest ? 1.0f : expf(small.largest - large.largest);",
+        "expf(small.largest - large.largest);",
+        "test_loss_kernels.py -k test_extreme_rows",
+    ),
+    Mutant(
+        "softmax_warps_left_out",
+        "softmax.cuh",
+        "for (int warp = 0; warp < WARPS; ++warp) {",
+        "for (int warp = 1; warp < WARPS; ++warp) {",
+        "test_loss_kernels.py -k test_equal_scores_exactly",
+    ),
+    Mutant(
+        "cross_entropy_reads_at_a_wrong_label",
+        "softmax_cross_entropy.cu",
+        "is_class(label, classes) ? -(1.0f - smoothing) * (x[label] - total.largest - log_sum) : NAN;",
+        "-(1.0f - smoothing) * (x[label] - total.largest - log_sum);",
+        "test_loss_kernels.py -k test_a_wrong_label_on_the_device_is_nan",
+    ),
+    Mutant(
+        "cross_entropy_smoothing_left_out",
+        "softmax_cross_entropy.cu",
+        "const float target = smoothing / classes + (i == label ? 1.0f - smoothing : 0.0f);",
+        "const float target = i == label ? 1.0f - smoothing : 0.0f;",
+        "test_loss_kernels.py -k test_cross_entropy_against_its_definition",
+    ),
+    Mutant(
+        "sum_of_unaligned_rows_begins_late",
+        "reduce.cu",
+        "for (int64 i = begin + 4 * quads + thread; i < end; i += stride) sums.x",
+        "for (int64 i = begin + 4 * quads + thread; i + 1 < end; i += stride) sums.x",
+        "test_reduce_kernels.py -k test_all_elements_exactly",
+    ),
+    Mutant(
+        "sum_one_after_the_other",
+        "reduce.cu",
+        "for (int64 i = begin + warp; i < end; i += WARPS) sum += plane[i * inner + column];",
+        "for (int64 i = begin; warp == 0 && i < end; ++i) sum += plane[i * inner + column];",
+        "test_reduce_kernels.py -k test_chains_are_short",
+    ),
+    Mutant(
+        "update_tail_by_every_thread",
+        "update.cu",
+        "for (int64 i = 4 * quads + global_thread(); i < count; i += global_threads()) update_one",
+        "for (int64 i = 4 * quads; i < count; ++i) update_one",
+        "test_update_kernels.py -k test_sgd_exactly",
+    ),
+    Mutant(
+        "update_momentum_of_the_first_step",
+        "update.cu",
+        "velocity[0] = step.first ? g : run_mean(velocity[0], g, step.momentum, step.gradient_share);",
+        "velocity[0] = run_mean(step.first ? 0.0f : velocity[0], g, step.momentum, step.gradient_share);",
+        "test_update_kernels.py -k test_as_in_float64_on_the_cpu and momentum",
+    ),
+    Mutant(
+        "update_centered_variance_below_zero",
+        "update.cu",
+        "variance = rest < 0.0f ? 0.0f : rest;",
+        "variance = rest;",
+        "test_update_kernels.py -k test_constant_gradients_have_no_variance",
+    ),
+)
+
+MUTANTS = GENERAL + OF_KERNELS
 
 
-def run(mutant: Mutant) -> str:
-    """What the tests say of a mutant: "caught", or why not."""
+def run(mutant: Mutant) -> tuple[bool, str]:
+    """Whether the tests catch a mutant, and which does, or why none."""
     text = (sources.folder() / mutant.file).read_text()
     if text.count(mutant.old) != 1:
-        return f"the text to replace stands {text.count(mutant.old)} times in {mutant.file}"
+        return False, f"the text to replace stands {text.count(mutant.old)} times in {mutant.file}"
     with tempfile.TemporaryDirectory() as folder:
         for path in (*sources.folder().glob("*.cu"), *sources.headers()):
             shutil.copy(path, folder)
         Path(folder, mutant.file).write_text(text.replace(mutant.old, mutant.new))
-        return _verdict(mutant, folder)
+        return _verdict(*_test(mutant.test, Path(folder)))
 
 
-def _verdict(mutant: Mutant, folder: str) -> str:
-    file, *options = mutant.test.split(" ", 2)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--kernels", folder]
+def _test(test: str, folder: Path) -> tuple[int | None, str]:
+    """(pytest's exit status, its output) of tests on the kernels in a folder; None if they do not end in time."""
+    file, *options = test.split(" ", 2)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--kernels", str(folder)]
     try:
         result = subprocess.run(
-            [*command, f"tests/{file}", *options], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
-        )
+            [*command, f"tests/{file}", *options], cwd=ROOT, env={**os.environ, "COLUMNS": "250"},
+            capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return f"its tests did not end within {SECONDS} s"
-    if "does not compile" in result.stdout or " failed:\n" in result.stdout and "error: " in result.stdout:
-        return "it does not compile"
-    return "caught" if result.returncode == 1 else f"not caught (pytest ended with {result.returncode})"
+        return None, ""
+    return result.returncode, result.stdout
+
+
+def _verdict(status: int | None, output: str) -> tuple[bool, str]:
+    if status is None:
+        return False, f"its tests did not end within {SECONDS} s"
+    if re.search(r"RuntimeError: simulator: .* failed:$", output, re.MULTILINE):
+        return False, "it does not compile"
+    failed = re.search(r"^FAILED tests/\S+?::(.*)$", output, re.MULTILINE)
+    if status != 1 or not failed:
+        return False, f"not caught (pytest ended with {status})"
+    return True, f"caught by {failed[1]}"
+
+
+def passes(test: str) -> bool:
+    """Whether tests pass on the kernels as they are."""
+    return _test(test, sources.folder())[0] == 0
 
 
 def main(names: list[str]) -> int:
-    """Run the mutants of these names, or all; 0 if each is caught."""
+    """Run the mutants of these names, or all; 0 if each is caught, 1 if not, 2 for a name that is none's."""
+    unknown = sorted(set(names) - {mutant.name for mutant in MUTANTS})
+    if unknown:
+        known = "\n  ".join(mutant.name for mutant in MUTANTS)
+        print(f"mutants: there is no {', '.join(unknown)}; there are\n  {known}", file=sys.stderr)
+        return 2
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    pool = ThreadPoolExecutor(2)
+    try:
+        return _run_all(chosen, pool)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_all(chosen: list[Mutant], pool: ThreadPoolExecutor) -> int:
+    tests = sorted({mutant.test for mutant in chosen})
+    sound = dict(zip(tests, pool.map(passes, tests), strict=True))
     caught = 0
-    with ThreadPoolExecutor(2) as pool:
-        for mutant, verdict in zip(chosen, pool.map(run, chosen), strict=True):
-            caught += verdict == "caught"
-            print(f"{mutant.name}: {verdict}", flush=True)
+    for mutant, (found, text) in zip(chosen, pool.map(run, chosen), strict=True):
+        if not sound[mutant.test]:
+            found, text = False, f"{mutant.test} fails on the kernels as they are"
+        caught += found
+        print(f"{mutant.name}: {text}", flush=True)
     print(f"caught/planted: {caught}/{len(chosen)}")
-    return caught != len(chosen)
+    return int(caught != len(chosen))
 
 
 if __name__ == "__main__":

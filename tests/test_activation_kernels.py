@@ -136,6 +136,8 @@ def test_tiny_values(device, name):
 def test_sound(device, name):
     moved = on(device, normal(2, 131), normal(2, 131, seed=1))
     assert_sound(lambda: run(name, *moved), device)
+    unaligned = [array[1:] for array in on(device, normal(1101), normal(1101, seed=1))]  # two blocks
+    assert_sound(lambda: run(name, *unaligned), device)
 
 
 @functions

@@ -34,6 +34,7 @@ FAST_CASES = {
     "depthwise_many_items": ConvCase((130, 2, 7, 7), (2, 1, 3, 3), padding=1, groups=2),  # several ranges
     "first_layer3": ConvCase((1, 3, 6, 64), (64, 3, 3, 3), padding=1),
     "first_layer3_tails": ConvCase((2, 2, 7, 101), (55, 2, 3, 3), padding=1),
+    "first_layer3_half": ConvCase((1, 2, 4, 124), (60, 2, 3, 3), padding=1),  # a row ends in half a thread's pixels
     "first_layer3_stride2": ConvCase((1, 1, 9, 99), (63, 1, 3, 3), stride=2),
     "first_layer5": ConvCase((1, 4, 8, 70), (64, 4, 5, 5), padding=2),
     "first_layer5_stride2": ConvCase((1, 2, 9, 130), (40, 2, 5, 5), stride=2, padding=1),
@@ -130,6 +131,7 @@ def test_adjoint_and_schedules(case, device):
         "general_one": ConvCase((1, 2, 6, 4), (2, 1, 3, 2), padding=1, groups=2),
         "general_rows": ConvCase((3, 5, 8, 8), (11, 5, 3, 3), padding=1),
         "many_filters": ConvCase((1, 2, 9, 8), (34, 2, 2, 2)),
+        "many_terms": ConvCase((1, 60, 3, 4), (3, 60, 3, 3), padding=1),  # more than the tile of weights holds
         "depthwise": ConvCase((2, 2, 9, 8), (2, 1, 3, 3), padding=1, groups=2),
         "depthwise_stride2": ConvCase((1, 2, 9, 7), (2, 1, 3, 3), stride=2, padding=1, groups=2),
         "first_layer": ConvCase((1, 3, 4, 40), (64, 3, 3, 3), padding=1),
@@ -141,8 +143,10 @@ def test_sound(case, device):
     assert_sound(lambda: three_passes(device, case, *inputs, relu=True), device)
 
 
-def test_weight_gradient_of_many_pixels(device):
-    """10^5 terms: a single float32 sum of them would fail."""
+@pytest.mark.parametrize("blocks", [1, conv_direct.SPLIT_BLOCKS], ids=["one_range", "chosen"])
+def test_weight_gradient_of_many_pixels(device, blocks, monkeypatch):
+    """10^5 terms: a single float32 sum of them would fail, also in one block."""
+    monkeypatch.setattr(conv_direct, "SPLIT_BLOCKS", blocks)
     rng = np.random.default_rng(8)
     for case in (
         ConvCase((8, 2, 112, 112), (3, 2, 1, 1)),

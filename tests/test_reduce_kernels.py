@@ -80,6 +80,16 @@ def test_better_than_one_after_the_other(device, rng):
     assert_close(got, columns.sum(axis=0, dtype=np.float64), 6 * 2**-24 * columns.sum(axis=0))
 
 
+@pytest.mark.parametrize("shape", [(2 * COLUMN_CHUNK, 200), (200, 2 * ROW_CHUNK)], ids=["columns", "rows"])
+def test_chains_are_short(device, rng, shape):
+    """Equal terms, whose roundings add up: a thread adds 64 of them, not a whole chunk, one after the other."""
+    axis = int(shape[0] == 200)
+    terms = np.expand_dims(rng.random(200, np.float32), axis)
+    got = devices.to_numpy(ops.sum_over(on(device, np.broadcast_to(terms, shape).copy())[0], axis))
+    exact = shape[axis] * terms.ravel().astype(np.float64)
+    assert_close(got, exact, 24 * 2**-24 * exact)
+
+
 def test_not_finite_numbers_stay(device):
     x = np.zeros((3, 40), np.float32)
     x[0, 7], x[1, 3], x[1, 30] = np.nan, np.inf, -np.inf

@@ -56,6 +56,18 @@ def test_as_in_float64_on_the_cpu(device, name, options):
             assert_close(devices.to_numpy(state[key]), wanted[key], 3e-6 * (1 + np.abs(wanted[key])))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_constant_gradients_have_no_variance(device, momentum):
+    """The running mean of g² less the square of that of g is 0, which rounding takes below 0."""
+    gradient = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    own = [gpucnn.tensor(np.zeros(300, np.float32), device=device, requires_grad=True)]
+    optimizer = optim.RMSprop(own, lr=1.0, alpha=0.5, eps=1.0, momentum=momentum, centered=True)
+    for _ in range(30):
+        own[0].grad = gpucnn.tensor(gradient, device=device)
+        optimizer.step()
+    assert np.isfinite(own[0].numpy()).all()
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_sgd_exactly(device, momentum, nesterov):
