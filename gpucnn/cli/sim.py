@@ -12,10 +12,12 @@ from rich.table import Table
 from gpucnn import simulation
 from gpucnn.cli import options
 from gpucnn.launch.simulator import Counts, Profile
+from gpucnn.train.rules import Rule
 
 sim = typer.Typer(
     add_completion=False, rich_markup_mode=None, help="Run the CUDA kernels on the CPU, and look at them."
 )
+SIZE = Rule(int, "an integer of at least 0", lambda value: value >= 0)
 WIDTH = 120  # columns where the output is no terminal
 
 
@@ -45,7 +47,10 @@ def check(
 def profile(
     operation: Annotated[str, typer.Argument(help=f"One of {', '.join(simulation.CASES)}.")],
     sizes: Annotated[
-        list[int] | None, typer.Argument(help="Its sizes, in the order that the output names them.")
+        list[int] | None,
+        typer.Argument(
+            metavar="N …", parser=options.number(SIZE), help="Its sizes, in the order that the output names them."
+        ),
     ] = None,
     algorithm: Annotated[str, typer.Option(help="Of a convolution.")] = "auto",
     json: options.Json = None,
