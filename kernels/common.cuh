@@ -17,10 +17,11 @@
 #define DYNAMIC_SHARED(T, name)                                     \
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
     T* name = reinterpret_cast<T*>(dynamic_shared)
-#ifndef INFINITY  // NVRTC has no math.h
+// NVRTC has no math.h, and nvcc's NaN has other bits.
+#undef INFINITY
+#undef NAN
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fffffff)
-#endif
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #else
