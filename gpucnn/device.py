@@ -37,6 +37,11 @@ class SimArray(np.ndarray):
 
     guarded = False  # whether guard bands stand around exactly this memory
 
+    def __array_finalize__(self, source: Any) -> None:
+        """A view of the whole of a guarded array is guarded, too."""
+        if getattr(source, "guarded", False) and self.nbytes == source.nbytes:
+            self.guarded = self.__array_interface__["data"] == source.__array_interface__["data"]
+
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return np.asarray(array).view(SimArray)
 

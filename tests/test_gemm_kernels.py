@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
 from check import assert_close, assert_equal, assert_relative_l2, assert_same_bits, check_adjoint, sum_bound
@@ -233,19 +231,16 @@ def test_counters_of_the_large_tile(device, layout):
     rng = np.random.default_rng(11)
     _, a = operand(rng, (1, 128, 64), layout[0] == "t", device)
     _, b = operand(rng, (1, 64, 128), layout[1] == "t", device)
-    with simulator.configured(mode="profile", late_copies=False):
+    with simulator.profiling() as launches:
         product(a, b, tile="128x128", splits=1)
-    report = simulator.library("gemm.cu", "profile").gpucnn_profile
-    report.restype = ctypes.c_char_p
-    (barriers, flops), *lines = [line.split() for line in report().decode().splitlines()]
-    assert (int(barriers), int(flops)) == (64 // 16, 2 * 128 * 128 * 64)
-    shared = [(access, *map(int, counts)) for _, space, access, *counts in lines if space == "s"]
-    reads = [counts for access, *counts in shared if access == "r"]
-    assert reads
-    assert all(wavefronts == 2 * requests for requests, _, wavefronts, *_ in reads)
-    assert all(wavefronts == least for access, _, _, wavefronts, least, _ in shared if access == "w")
-    global_bytes = sum(int(line[4]) for line in lines if line[1:3] == ["g", "r"])
-    assert global_bytes == 2 * 128 * 64 * 4
+    ((_, found),) = launches
+    assert (found.barriers, found.flops) == (64 // 16, 2 * 128 * 128 * 64)
+    shared = [counts for counts in found.lines.values() if counts.space == "shared"]
+    assert any(not counts.writes for counts in shared)
+    assert all(counts.units == 2 * counts.requests for counts in shared if not counts.writes)
+    assert all(counts.units == counts.least for counts in shared if counts.writes)
+    reads = (counts for counts in found.lines.values() if counts.space == "global" and not counts.writes)
+    assert sum(counts.bytes for counts in reads) == 2 * 128 * 64 * 4
 
 
 def test_choice_of_tile_and_splits():

@@ -101,6 +101,16 @@ def test_write_past_end(mode):
         run("planted_write_past_end", grid=2)
 
 
+def test_views_are_guarded_as_a_whole():
+    """A flat view of an array keeps its guard bands; a part of it has none."""
+    (x,) = on("sim", X[:64])
+    y = devices.empty((8, 8), np.float32, x)
+    with pytest.raises(SimulatorError, match="argument y: something wrote 4 bytes before its begin"):
+        launch("planted_write_before_begin", 1, x, y.reshape(64), 64)
+    launch("planted_sound", 1, x, devices.empty((9, 8), np.float32, x)[1:], 64)
+    assert not y[1:].guarded and not (y + 1).guarded
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_race_between_blocks(schedule):
     with simulator.configured(mode="race", **schedule), pytest.raises(SimulatorError, match="another block wrote"):

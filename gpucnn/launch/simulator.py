@@ -182,7 +182,10 @@ def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, Any]
 
 def _buffer(parameter: Any, array: Any) -> _Buffer:
     low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
-    return _Buffer(low, high - low, not parameter.const, array.size > 0 and getattr(array, "guarded", False))
+    guarded = (
+        array.size > 0 and getattr(array, "guarded", False) and array.flags.forc
+    )  # no element twice, none left out
+    return _Buffer(low, high - low, not parameter.const, guarded)
 
 
 def _value(argument: Any) -> Any:
