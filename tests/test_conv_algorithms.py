@@ -6,6 +6,7 @@ Their rounding errors spread over tiles, so bounds are relative to the largest s
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -266,3 +267,23 @@ def test_refusals_say_why_and_what_would_work(algorithm, weight, options, messag
     shape = ops.conv_shape(X.shape, weight.shape, **options)
     with pytest.raises(gpucnn.UnsupportedAlgorithm, match=f"conv2d_backward_weight: .*{message}"):
         ops.conv2d_backward_weight(X, np.zeros(shape.y, np.float32), shape, algorithm)
+
+
+def test_auto_takes_less_workspace_where_memory_is_short(monkeypatch):
+    """An algorithm that auto chose and that runs out of memory gives way to the one with the least workspace."""
+    shape = ops.conv_shape((1, 3, 5, 5), (4, 3, 3, 3))
+    x, w, b = np.ones(shape.x, np.float32), np.ones(shape.weight, np.float32), np.ones(4, np.float32)
+
+    def full(*arguments: object) -> None:
+        raise MemoryError("8 GiB do not fit")
+
+    table = dict(ops.ALGORITHMS["conv2d_forward"])
+    chosen = ops.choose("conv2d_forward", shape)
+    assert chosen != "direct" and table["direct"].workspace_bytes(shape, x.dtype) == 0
+    monkeypatch.setitem(ops.ALGORITHMS["conv2d_forward"], chosen, replace(table[chosen], run=full))
+    assert_equal(ops.conv2d_forward(x, w, b, shape), np.full(shape.y, 28))
+    with pytest.raises(MemoryError, match="conv2d_forward: 8 GiB do not fit"):
+        ops.conv2d_forward(x, w, b, shape, chosen)
+    monkeypatch.setitem(ops.ALGORITHMS["conv2d_forward"], "direct", replace(table["direct"], run=full))
+    with pytest.raises(MemoryError, match="conv2d_forward: 8 GiB do not fit"):
+        ops.conv2d_forward(x, w, b, shape, "direct")

@@ -13,7 +13,7 @@ import numpy as np
 from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.ops import conv_sums
-from gpucnn.ops.conv_table import find
+from gpucnn.ops.conv_table import run
 from gpucnn.ops.shapes import ConvShape, require_float
 
 
@@ -36,13 +36,12 @@ def conv2d_forward(
     UnsupportedAlgorithm.
     """
     check_operands("conv2d", x, weight, bias, shape.K)
-    entry = find("conv2d_forward", shape, x.dtype, algorithm, devices.of(x))
     y = devices.empty(shape.y, x.dtype, x)
     weight, bias = devices.contiguous(weight), devices.contiguous(bias)
     if devices.runs_kernels(x):
-        entry.run(x, weight, bias, y, shape, relu)
+        run("conv2d_forward", shape, algorithm, x, weight, bias, y, shape, relu)
         return y
-    entry.run(devices.contiguous(x), weight, bias, y, shape)
+    run("conv2d_forward", shape, algorithm, devices.contiguous(x), weight, bias, y, shape)
     if relu:
         _C.relu_forward(y, y)
     return y
@@ -51,21 +50,19 @@ def conv2d_forward(
 def conv2d_backward_input(gy: Any, weight: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
     """gx (N,C,H,W), the gradient of x, from gy (N,K,P,Q) and weight; raises as conv2d_forward does."""
     require_float("conv2d_backward_input", gy=gy, weight=weight)
-    entry = find("conv2d_backward_input", shape, gy.dtype, algorithm, devices.of(gy))
     gx = devices.empty(shape.x, gy.dtype, gy)
     gy = gy if devices.runs_kernels(gy) else devices.contiguous(gy)
-    entry.run(gy, devices.contiguous(weight), gx, shape)
+    run("conv2d_backward_input", shape, algorithm, gy, devices.contiguous(weight), gx, shape)
     return gx
 
 
 def conv2d_backward_weight(x: Any, gy: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
     """gw (K,C/groups,R,S), the gradient of weight, from x and gy (N,K,P,Q); raises as conv2d_forward does."""
     require_float("conv2d_backward_weight", x=x, gy=gy)
-    entry = find("conv2d_backward_weight", shape, gy.dtype, algorithm, devices.of(gy))
     gw = devices.empty(shape.weight, gy.dtype, gy)
     if not devices.runs_kernels(gy):
         x, gy = devices.contiguous(x), devices.contiguous(gy)
-    entry.run(x, gy, gw, shape)
+    run("conv2d_backward_weight", shape, algorithm, x, gy, gw, shape)
     return gw
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import _C
+from gpucnn import device as devices
 from gpucnn.ops import conv_direct, conv_fft, conv_im2col, conv_implicit_gemm, conv_toeplitz, conv_winograd
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.threads import get_num_threads
@@ -213,3 +214,25 @@ def find(operation: str, shape: ConvShape, dtype: np.dtype, algorithm: str, devi
     if reason is not None:
         raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r}: {reason}; these would work: {', '.join(able)}")
     return entries[name]
+
+
+def run(operation: str, shape: ConvShape, algorithm: str, *arguments: Any) -> None:
+    """Compute a pass by `algorithm`; where memory does not suffice, "auto" tries the one of the least workspace.
+
+    - arguments: as Algorithm.run takes them; the first is an array
+    Raises UnsupportedAlgorithm, and MemoryError if no algorithm takes less.
+    """
+    dtype, device = arguments[0].dtype, devices.of(arguments[0])
+    entry = find(operation, shape, dtype, algorithm, device)
+    try:
+        return entry.run(*arguments)
+    except MemoryError as error:
+        frugal = _least_workspace(operation, shape, dtype, device)
+        if algorithm != "auto" or frugal.workspace_bytes(shape, dtype) >= entry.workspace_bytes(shape, dtype):
+            raise MemoryError(f"{operation}: {error}") from error
+    frugal.run(*arguments)  # after the exception, which holds the arrays of the frames it went through
+
+
+def _least_workspace(operation: str, shape: ConvShape, dtype: np.dtype, device: str) -> Algorithm:
+    entries = (entry for entry in table(operation, device).values() if entry.supports(shape, dtype, device) is None)
+    return min(entries, key=lambda entry: entry.workspace_bytes(shape, dtype))
