@@ -187,6 +187,16 @@ def as_array(value: Any) -> Any:
     return value if is_array(value) else np.asarray(value)
 
 
+def from_dlpack(value: Any) -> Any:
+    """An array on memory that another library shares by DLPack, of a CPU or NVIDIA GPU; raises ValueError for others."""
+    kind, _ = value.__dlpack_device__()
+    if kind in (1, 3):  # DLPack's numbers: CPU, and its memory that CUDA has pinned
+        return np.from_dlpack(value)
+    if kind in (2, 13):  # CUDA, and its managed memory
+        return cupy().from_dlpack(value)
+    raise ValueError(f"tensor: DLPack's device {kind} is neither a CPU nor an NVIDIA GPU; copy the data to one")
+
+
 def move(array: Any, device: str) -> Any:
     """`array` on a device (as `resolve` returns it): itself if it is there, else a copy."""
     if of(array) == device or (device == "cuda" and _is_cupy(array)):

@@ -245,15 +245,21 @@ def topological_order(root: Function) -> list[Function]:
     return order[::-1]
 
 
-def tensor(data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A Tensor of `data`: nested lists, a number, or anything with `__array__` or `__dlpack__`; arrays are copied.
 
-    Python floats become float32, an array keeps its dtype. It is made on `device`, which `Tensor.to` explains.
+    Python floats become float32, an array keeps its dtype.
+
+    - device: where the Tensor shall be, as `Tensor.to` explains; None: where the array is, for anything else the CPU
     Raises TypeError for a dtype that is not supported and ValueError for a device that is not there.
     """
-    where = devices.resolve(device)
+    data = data.data if isinstance(data, Tensor) else data
     if hasattr(data, "__dlpack__") and not devices.is_array(data):
-        data = np.from_dlpack(data)
+        data = devices.from_dlpack(data)
+    if device is not None:
+        where = devices.resolve(device)
+    else:
+        where = devices.of(data) if devices.is_array(data) else "cpu"
     if devices.is_array(data) and devices.runs_kernels(data):
         return Tensor(devices.move(data.astype(dtype or data.dtype, order="C", copy=True), where), requires_grad)
     array = np.array(data, dtype=dtype, order="C")  # contiguous, so that optimisers can change it in place

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gpucnn
 from gpucnn import device as devices
 from gpucnn.launch import Strided, launch, sources
 from gpucnn.launch.dispatch import bind, grid_for
@@ -219,3 +220,23 @@ def test_moving_between_devices(device):
     assert devices.of(back) == "cpu" and type(back) is np.ndarray
     back[0] = 5
     assert devices.to_numpy(x)[0] == 1
+
+
+def test_tensor_stays_where_its_array_is(device):
+    (x,) = on(device, X)
+    made = gpucnn.tensor(x)
+    assert made.device == devices.of(x) and made.data is not x
+    assert gpucnn.tensor(made).device == devices.of(x)
+    assert gpucnn.tensor(x, device="cpu").device == "cpu" and gpucnn.tensor(X).device == "cpu"
+
+
+def test_dlpack_of_an_unknown_device():
+    class Elsewhere:
+        def __dlpack__(self) -> None:
+            raise AssertionError("never asked")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 10, 0
+
+    with pytest.raises(ValueError, match="DLPack's device 10 is neither a CPU nor an NVIDIA GPU"):
+        gpucnn.tensor(Elsewhere())
