@@ -188,7 +188,7 @@ def as_array(value: Any) -> Any:
 
 
 def from_dlpack(value: Any) -> Any:
-    """An array on memory that another library shares by DLPack, of a CPU or NVIDIA GPU; raises ValueError for others."""
+    """An array on memory that another library shares by DLPack; raises ValueError unless a CPU or CUDA holds it."""
     kind, _ = value.__dlpack_device__()
     if kind in (1, 3):  # DLPack's numbers: CPU, and its memory that CUDA has pinned
         return np.from_dlpack(value)
