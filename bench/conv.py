@@ -37,7 +37,8 @@ class Case:
     def operands(self, operation: str, layout: str) -> tuple[Any, Any]:
         """The two arrays that a pass reads, in the order that it takes them."""
         first, second = {"conv2d_forward": "x w", "conv2d_backward_input": "gy w"}.get(operation, "x gy").split()
-        return tuple(LAYOUTS[layout](self.arrays[name]) for name in (first, second))  # type: ignore[return-value]
+        arranged = LAYOUTS[layout]
+        return arranged(self.arrays[first]), arranged(self.arrays[second])
 
     def reference(self, operation: str) -> tuple[Any, Any]:
         """(result, sum of magnitudes) of a pass: float64 on the CPU for the simulator, else PyTorch without TF32."""

@@ -32,8 +32,9 @@ def reference(a: Any, b: Any) -> tuple[Any, Any]:
     if module is None:
         raise ValueError("there is no PyTorch with CUDA to check large results against")
     with peer.tf32(module, False):
-        results = [peer.to_torch(one) @ peer.to_torch(other) for one, other in ((a, b), (abs(a), abs(b)))]
-    return tuple(peer.from_torch(result, a) for result in results)  # type: ignore[return-value]
+        product = peer.to_torch(a) @ peer.to_torch(b)
+        magnitudes = peer.to_torch(abs(a)) @ peer.to_torch(abs(b))
+    return peer.from_torch(product, a), peer.from_torch(magnitudes, a)
 
 
 def cases(report: Report) -> None:

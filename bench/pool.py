@@ -138,7 +138,10 @@ def theirs(operation: Operation, x: Any, forward: bool) -> tuple[Callable[[], An
     module = peer.torch(devices.of(x))
     value = peer.to_torch(x)
     if forward:
-        step = lambda: operation.theirs(module.nn.functional, value)  # noqa: E731
+
+        def step() -> Any:
+            return operation.theirs(module.nn.functional, value)
+
         return step, lambda: peer.from_torch(step(), x)
     leaf = value.clone().requires_grad_()
     y = operation.theirs(module.nn.functional, leaf)
