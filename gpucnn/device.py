@@ -101,6 +101,13 @@ def _require_gpu(name: str, index: int) -> None:
         raise ValueError(f"device {name!r}: there are {count} GPUs, so the index must be below {count}")
 
 
+@cache
+def gpu(device: str) -> tuple[str, tuple[int, int]]:
+    """(name, compute capability) of the GPU that a device names."""
+    found = cupy().cuda.runtime.getDeviceProperties(_index(device))
+    return found["name"].decode(), (found["major"], found["minor"])
+
+
 def use(device: str) -> None:
     """Make the GPU that a device (as `resolve` returns it) names this thread's current one; others need nothing."""
     if device.startswith("cuda"):

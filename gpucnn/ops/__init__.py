@@ -25,10 +25,16 @@ from gpucnn.ops.conv3d import conv3d_backward_input as conv3d_backward_input
 from gpucnn.ops.conv3d import conv3d_backward_weight as conv3d_backward_weight
 from gpucnn.ops.conv3d import conv3d_forward as conv3d_forward
 from gpucnn.ops.conv3d import conv3d_shape as conv3d_shape
+from gpucnn.ops.conv_explain import Explanation as Explanation
+from gpucnn.ops.conv_explain import explain as explain
+from gpucnn.ops.conv_settings import tuning as tuning
+from gpucnn.ops.conv_settings import workspace_limit as workspace_limit
 from gpucnn.ops.conv_table import ALGORITHMS as ALGORITHMS
 from gpucnn.ops.conv_table import KERNEL_ALGORITHMS as KERNEL_ALGORITHMS
+from gpucnn.ops.conv_table import PASSES as PASSES
 from gpucnn.ops.conv_table import Algorithm as Algorithm
 from gpucnn.ops.conv_table import UnsupportedAlgorithm as UnsupportedAlgorithm
+from gpucnn.ops.conv_table import algorithms as algorithms
 from gpucnn.ops.conv_table import choose as choose
 from gpucnn.ops.conv_table import table as table
 from gpucnn.ops.conv_transpose import conv_transpose2d_forward as conv_transpose2d_forward

@@ -6,6 +6,7 @@ conv2d_backward_weight.cu). Memory is needed only where the terms of long sums a
 
 from __future__ import annotations
 
+import math
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -33,10 +34,11 @@ class Product(NamedTuple):
     groups: int
     phases: int
 
-    def plan(self) -> tuple[Tile, int, int]:
-        """(tile, splits, terms of each split but the last)."""
+    def plan(self, planes: int | None = None) -> tuple[Tile, int, int]:
+        """(tile, splits, terms of each split but the last); planes: how many of split sums there is room for."""
         batch = self.groups * self.phases
         tile, splits = choose_tile(self.rows, self.columns, self.terms, batch, multiprocessors(), TILES)
+        splits = splits if planes is None else max(1, min(splits, planes))
         terms = max(STEP, -(-self.terms // (splits * STEP)) * STEP)
         return tile, max(1, -(-self.terms // terms)), terms
 
@@ -73,31 +75,38 @@ def _phase_size(shape: ConvShape) -> tuple[int, int]:
     return -(-shape.H // shape.stride[0]), -(-shape.W // shape.stride[1])
 
 
-def forward_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Planes of split sums."""
-    return _planes(forward_product(shape), shape.y) * dtype.itemsize
+def forward_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
+    """Planes of split sums, as many as fit the limit; none if fewer than two do."""
+    return _workspace(forward_product(shape), shape.y, dtype, limit)
 
 
-def backward_input_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Planes of split sums."""
-    return _planes(backward_input_product(shape), shape.x) * dtype.itemsize
+def backward_input_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
+    """Planes of split sums, as many as fit the limit; none if fewer than two do."""
+    return _workspace(backward_input_product(shape), shape.x, dtype, limit)
 
 
-def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Planes of split sums."""
-    return _planes(backward_weight_product(shape), shape.weight) * dtype.itemsize
+def backward_weight_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
+    """Planes of split sums, as many as fit the limit; none if fewer than two do."""
+    return _workspace(backward_weight_product(shape), shape.weight, dtype, limit)
 
 
-def _planes(product: Product, output: tuple[int, ...]) -> int:
-    _, splits, _ = product.plan()
-    return splits * int(np.prod(output, dtype=np.int64)) if splits > 1 else 0
+def _workspace(product: Product, output: tuple[int, ...], dtype: np.dtype, limit: int | None) -> int:
+    _, splits, _ = product.plan(_planes(output, dtype, limit))
+    return splits * math.prod(output) * dtype.itemsize if splits > 1 else 0
 
 
-def forward(x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool = False) -> None:
+def _planes(output: tuple[int, ...], dtype: np.dtype, limit: int | None) -> int | None:
+    """How many planes of the output's size the limit has room for."""
+    return None if limit is None else limit // max(1, math.prod(output) * dtype.itemsize)
+
+
+def forward(
+    x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool = False, workspace_limit: int | None = None
+) -> None:
     """y (N,K,P,Q), overwritten; x may have any strides."""
     _check_size("conv2d_forward", shape)
     product, (x, strides) = forward_product(shape), image_strides("conv2d_forward", x, shape)
-    tile, splits, terms = product.plan()
+    tile, splits, terms = product.plan(_planes(y.shape, y.dtype, workspace_limit))
     target = y if splits == 1 else devices.empty((splits, *y.shape), y.dtype, y)
     fused = (bias, relu) if splits == 1 else (None, False)
     work = _work(y.size, splits, terms, fused[1], shape.P * shape.Q, shape.Q)
@@ -107,11 +116,11 @@ def forward(x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool
         add_planes(target, y, bias, relu)
 
 
-def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape) -> None:
+def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gx (N,C,H,W), overwritten; gy may have any strides."""
     _check_size("conv2d_backward_input", shape)
     product, (gy, strides) = backward_input_product(shape), image_strides("conv2d_backward_input", gy, shape)
-    tile, splits, terms = product.plan()
+    tile, splits, terms = product.plan(_planes(gx.shape, gx.dtype, workspace_limit))
     target = gx if splits == 1 else devices.empty((splits, *gx.shape), gx.dtype, gx)
     height, width = _phase_size(shape)
     work = _work(gx.size, splits, terms, False, height * width, width)
@@ -121,13 +130,13 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape) -> None:
         add_planes(target, gx)
 
 
-def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape) -> None:
+def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gw (K,C/groups,R,S), overwritten; x and gy may have any strides."""
     _check_size("conv2d_backward_weight", shape)
     x, x_strides = image_strides("conv2d_backward_weight", x, shape)
     gy, gy_strides = image_strides("conv2d_backward_weight", gy, shape)
     product = backward_weight_product(shape)
-    tile, splits, terms = product.plan()
+    tile, splits, terms = product.plan(_planes(gw.shape, gw.dtype, workspace_limit))
     target = gw if splits == 1 else devices.empty((splits, *gw.shape), gw.dtype, gw)
     work = _work(gw.size, splits, terms, False, shape.P * shape.Q, shape.Q)
     launch(f"conv2d_backward_weight_{tile.name}", _grid(product, tile, splits), Strided(x), Strided(gy), target,
