@@ -85,7 +85,7 @@ def choose_for_kernels(
     taken = next(name for name in ORDER if name in planned and 16 * planned[name] <= 17 * planned[best])
     if len(planned) == 1:
         return Choice(taken, "nothing else can be used")
-    reason = f"planned {_text(planned[taken])} on a {card.name}"
+    reason = f"planned {_text(planned[taken])} on the {card.name}"
     if taken != best:
         return Choice(taken, f"{reason}, a tie with {best}'s {_text(planned[best])}, with less workspace or launches")
     second = min((name for name in planned if name != taken), key=lambda name: planned[name])

@@ -9,7 +9,7 @@ import numpy as np
 from gpucnn.ops import cards, conv_cost, conv_settings, conv_tuning
 from gpucnn.ops.cards import Card
 from gpucnn.ops.conv_choice import Choice
-from gpucnn.ops.conv_table import card_of, choice, find, refusal, table
+from gpucnn.ops.conv_table import ALGORITHMS, KERNEL_ALGORITHMS, card_of, choice, find, refusal, table
 from gpucnn.ops.shapes import ConvShape
 
 
@@ -18,14 +18,14 @@ class Candidate(NamedTuple):
 
     - refused: why it cannot be used; None if it can
     - flops, bytes: of the algorithm, by its formula; floor, planned: seconds on a GPU, at its nominal rates and as
-      `auto` reckons. None where there is no model
+      `auto` reckons. None where there is no model, or for workspace_bytes where it cannot run
     - measured: milliseconds that `gpucnn tune` found
     """
 
     name: str
     refused: str | None
-    workspace_bytes: int
-    deterministic: bool
+    workspace_bytes: int | None
+    deterministic: bool | None
     flops: int | None
     bytes: int | None
     floor: float | None
@@ -63,9 +63,9 @@ def explain(
     if algorithm == "auto":
         chosen = choice(operation, shape, dtype, device, limit, own and (card or own))
     measured = conv_tuning.entries(device).get(conv_tuning.key(operation, shape, dtype, limit), {})
+    names = dict.fromkeys((*table(operation, device), *ALGORITHMS[operation], *KERNEL_ALGORITHMS[operation]))
     candidates = tuple(
-        _candidate(name, operation, shape, dtype, device, limit, card or own, measured.get(name))
-        for name in table(operation, device)
+        _candidate(name, operation, shape, dtype, device, limit, card or own, measured.get(name)) for name in names
     )
     return Explanation(chosen.algorithm, chosen.reason, candidates, card or own)
 
@@ -80,11 +80,13 @@ def _candidate(
     card: Card | None,
     measured: float | None,
 ) -> Candidate:
-    entry = table(operation, device)[name]
-    unable = entry.supports(shape, dtype, device)
-    needed = entry.workspace_bytes(shape, dtype, limit) if unable is None else 0
+    entry = table(operation, device).get(name)
     refused = refusal(name, operation, shape, dtype, device, limit)
-    found = conv_cost.estimate(name, operation, shape, card or cards.SIMULATED, limit) if unable is None else None
+    if entry is None or entry.supports(shape, dtype, device) is not None:
+        return Candidate(name, refused, None, entry and entry.deterministic, None, None, None, None, None)
+    needed = entry.workspace_bytes(shape, dtype, limit)
+    model = "implicit_gemm" if (device, name) == ("cpu", "im2col") else name  # no patch leaves the cache there
+    found = conv_cost.estimate(model, operation, shape, card or cards.SIMULATED, limit)
     if found is None:
         return Candidate(name, refused, needed, entry.deterministic, None, None, None, None, measured)
     floor, planned = (found.floor / 1e12, found.planned / 1e12) if card else (None, None)

@@ -146,7 +146,9 @@ def table(operation: str, device: str) -> dict[str, Algorithm]:
 
 
 def refusal(name: str, operation: str, shape: ConvShape, dtype: Any, device: str, limit: int | None) -> str | None:
-    """Why the table's algorithm `name` cannot compute this; None if it can."""
+    """Why the algorithm `name` cannot compute this; None if it can."""
+    if name not in table(operation, device):
+        return f"it does not run on the device {device}"
     entry, dtype = table(operation, device)[name], np.dtype(dtype)
     reason = entry.supports(shape, dtype, device)
     if reason is not None or limit is None:
