@@ -226,18 +226,26 @@ def _winograd4(operation: str, shape: ConvShape, card: Card, limit: int | None) 
 def _fft(operation: str, shape: ConvShape, card: Card, limit: int | None) -> list[Stage]:
     """Tiles of t × t, of which t − R + 1 rows are results: the size that is fastest."""
     stages = [
-        _staged(operation, shape, card, limit, tiles, side * side // 2 + 2, 8, COMPLEX_TILES, 5 * side**2 * steps)
+        _staged(
+            operation,
+            shape,
+            card,
+            limit,
+            _fft_tiles(operation, shape, side),
+            side * side // 2 + 2,
+            8,
+            COMPLEX_TILES,
+            5 * side**2 * steps,
+        )  # fmt: skip
         for steps, side in enumerate(FFT_TILES, 3)
-        if (tiles := _fft_tiles(operation, shape, side))
+        if side >= max(shape.R, shape.S)
     ]
     return min(stages, key=lambda each: _estimate(each, card).planned)
 
 
 def _fft_tiles(operation: str, shape: ConvShape, side: int) -> int:
-    """How many tiles; 0 if the kernel does not fit. An image that fits with its padding needs but one."""
+    """How many tiles; an image that fits with its padding needs but one."""
     rows, columns = side - shape.R + 1, side - shape.S + 1
-    if min(rows, columns) < 1:
-        return 0
     if shape.H + 2 * shape.padding[0] <= side and shape.W + 2 * shape.padding[1] <= side:
         return shape.N
     height, width = (shape.H, shape.W) if operation == "conv2d_backward_input" else (shape.P, shape.Q)

@@ -61,8 +61,8 @@ def explain(
     own = card_of(device)
     chosen = Choice(algorithm, "it was asked for")
     if algorithm == "auto":
-        chosen = choice(operation, shape, dtype, device, limit, own and (card or own))
-    measured = conv_tuning.entries(device).get(conv_tuning.key(operation, shape, dtype, limit), {})
+        chosen = choice(operation, shape, dtype, device, limit, card)
+    measured = {} if card else conv_tuning.entries(device).get(conv_tuning.key(operation, shape, dtype, limit), {})
     names = dict.fromkeys((*table(operation, device), *ALGORITHMS[operation], *KERNEL_ALGORITHMS[operation]))
     candidates = tuple(
         _candidate(name, operation, shape, dtype, device, limit, card or own, measured.get(name)) for name in names
@@ -83,7 +83,7 @@ def _candidate(
     entry = table(operation, device).get(name)
     refused = refusal(name, operation, shape, dtype, device, limit)
     if entry is None or entry.supports(shape, dtype, device) is not None:
-        return Candidate(name, refused, None, entry and entry.deterministic, None, None, None, None, None)
+        return Candidate(name, refused, None, entry.deterministic if entry else None, None, None, None, None, None)
     needed = entry.workspace_bytes(shape, dtype, limit)
     model = "implicit_gemm" if (device, name) == ("cpu", "im2col") else name  # no patch leaves the cache there
     found = conv_cost.estimate(model, operation, shape, card or cards.SIMULATED, limit)

@@ -186,15 +186,16 @@ def choose(
     Raises UnsupportedAlgorithm where none can compute it within the limit.
     """
     limit = conv_settings.limit_of(operation, workspace_limit)
-    return choice(operation, shape, np.dtype(dtype), device, limit, card_of(device)).algorithm
+    return choice(operation, shape, np.dtype(dtype), device, limit).algorithm
 
 
 def choice(
-    operation: str, shape: ConvShape, dtype: np.dtype, device: str, limit: int | None, card: Card | None
+    operation: str, shape: ConvShape, dtype: np.dtype, device: str, limit: int | None, card: Card | None = None
 ) -> Choice:
-    """What `choose` returns and why, on a device with this card; None for the CPU."""
-    state = conv_settings.tuned(), conv_tuning.generation(), get_num_threads()
-    return _choose(operation, shape, dtype, device, limit, card, state)
+    """What `choose` returns, and why; card: another GPU than the one there is, of which no results are at hand."""
+    state = card is None and conv_settings.tuned(), conv_tuning.generation(), get_num_threads()
+    own = card_of(device)
+    return _choose(operation, shape, dtype, device, limit, own and (card or own), state)
 
 
 @lru_cache(maxsize=4096)
@@ -249,7 +250,7 @@ def find(
     """
     entries, limit = table(operation, device), conv_settings.limit_of(operation, workspace_limit)
     if algorithm == "auto":
-        return entries[choice(operation, shape, dtype, device, limit, card_of(device)).algorithm]
+        return entries[choice(operation, shape, dtype, device, limit).algorithm]
     if algorithm not in entries:
         elsewhere = algorithm in ALGORITHMS[operation] or algorithm in KERNEL_ALGORITHMS[operation]
         problem = f"does not run on the device {device}" if elsewhere else "is unknown"

@@ -52,7 +52,9 @@ def fastest(
 
 def entries(device: str) -> dict[str, Times]:
     """All results for a device, with its present number of threads and the library as it is; {} for the simulator."""
-    if device == "sim" or not os.path.isdir(files.cache_root() / FOLDER):
+    if device == "sim" or (device != "cpu" and not devices.has_cuda()):
+        return {}
+    if not os.path.isdir(files.cache_root() / FOLDER):
         return {}
     path = path_of(device)
     if path not in _loaded:
