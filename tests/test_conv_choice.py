@@ -13,7 +13,7 @@ import gpucnn
 from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn import nn, ops
-from gpucnn.ops import cards, conv_choice, conv_cost, conv_tuning
+from gpucnn.ops import cards, conv_choice, conv_cost
 from gpucnn.ops.cards import CARDS
 from tests.check import assert_equal, assert_same_bits
 
@@ -362,4 +362,3 @@ def test_memory_errors_still_fall_back(device, monkeypatch, rng):
     assert_same_bits(devices.to_numpy(run("auto", None)), want)
     with pytest.raises(MemoryError, match="conv2d_forward: 8 GiB do not fit"):
         run(name, None)
-    assert conv_tuning.generation() >= 0

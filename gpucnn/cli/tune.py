@@ -73,16 +73,18 @@ def _tune(
     with nn.init.skipped():
         network = models.create(model, **arguments)
     cases = tuning.cases(network, batch_size, passes)
-    results = []
+    results: list[tuning.Result] = []
     try:
         for result in tqdm(tuning.tune(cases, device, limit, rounds=rounds), total=len(cases), disable=None):
             results.append(result)
     except KeyboardInterrupt:
         print(f"interrupted: {len(results)} of {len(cases)} are measured, and kept")
-    options.write_json(json, [_row(result) for result in results])
-    if results:
-        _print(results)
-        print(f"kept in {conv_tuning.path_of(device)}")
+        raise
+    finally:
+        options.write_json(json, [_row(result) for result in results])
+        if results:
+            _print(results)
+    print(f"kept in {conv_tuning.path_of(device)}")
 
 
 def _row(result: tuning.Result) -> dict[str, Any]:
@@ -115,7 +117,8 @@ def _print(results: list[tuning.Result]) -> None:
 def _list() -> None:
     """A line for each file: device, threads, version, and whether they are used here."""
     current = {conv_tuning.path_of(device) for device in ("cpu", *(["cuda"] if devices.has_cuda() else []))}
-    for path in conv_tuning.stored():
+    paths = list(conv_tuning.stored())
+    for path in paths:
         try:
             content = jsons.loads(path.read_bytes())
             text = f"{content['device']}, {content['threads'] or 'no'} threads, gpucnn {content['version']}"
@@ -123,3 +126,5 @@ def _list() -> None:
         except (OSError, ValueError, KeyError, TypeError):
             text = "damaged"
         print(f"{path}: {text}{'' if path in current else ', not used here'}")
+    if not paths:
+        print("no tuning results")

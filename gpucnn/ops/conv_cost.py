@@ -107,14 +107,17 @@ class _Product(NamedTuple):
 
 def _product(
     rows: int, columns: int, terms: int, batch: int, card: Card, thousandths: int,
-    tiles: tuple[Tile, ...] = TILES, work: int = 1,
+    tiles: tuple[Tile, ...] = TILES, work: int = 1, most: int = SPLITS[-1],
 ) -> _Product:  # fmt: skip
-    """The best tile and number of splits; work: multiply-adds of one product of two numbers, 4 for complex ones."""
+    """The best tile and number of splits, `most` at most.
+
+    - work: multiply-adds of one product of two numbers, 4 for complex ones
+    """
     choices = []
     for tile in tiles:
         blocks = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
         for splits in SPLITS:
-            if splits > 1 and splits * SPLIT_TERMS > terms:
+            if splits > 1 and (splits > most or splits * SPLIT_TERMS > terms):
                 break
             share = -(-blocks * splits // card.multiprocessors)
             multiply = share * tile.rows * tile.columns * tile.step * work * 100 // (128 * tile.percent)
@@ -146,7 +149,10 @@ def _sizes(operation: str, shape: ConvShape) -> tuple[int, int, int]:
 
 def _implicit_gemm(operation: str, shape: ConvShape, card: Card, limit: int | None) -> list[Stage]:
     phases = prod(shape.stride) if operation == "conv2d_backward_input" else 1
-    busy = _product(*_sizes(operation, shape), shape.groups * phases, card, PRODUCT).busy
+    rows, columns, terms = _sizes(operation, shape)
+    batch = shape.groups * phases
+    most = SPLITS[-1] if limit is None else limit // max(1, 4 * batch * rows * columns)
+    busy = _product(rows, columns, terms, batch, card, PRODUCT, most=most).busy
     return [Stage(2 * shape.multiply_adds, _bytes(shape), busy=busy)]
 
 

@@ -193,7 +193,7 @@ def choice(
     operation: str, shape: ConvShape, dtype: np.dtype, device: str, limit: int | None, card: Card | None = None
 ) -> Choice:
     """What `choose` returns, and why; card: another GPU than the one there is, of which no results are at hand."""
-    state = card is None and conv_settings.tuned(), conv_tuning.generation(), get_num_threads()
+    state = card is None and conv_settings.tuned(), conv_tuning.state(), get_num_threads()
     own = card_of(device)
     return _choose(operation, shape, dtype, device, limit, own and (card or own), state)
 
@@ -206,7 +206,7 @@ def _choose(
     device: str,
     limit: int | None,
     card: Card | None,
-    state: tuple[bool, int, int],
+    state: tuple[bool, tuple[int, str | None], int],
 ) -> Choice:
     """state: what else the choice depends on: whether tuning results are used, which there are, and the threads."""
     names = algorithms(operation, shape, dtype, device, limit)

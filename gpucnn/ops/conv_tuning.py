@@ -31,9 +31,9 @@ _loaded: dict[Path, dict[str, Times]] = {}
 _generation = 0
 
 
-def generation() -> int:
-    """Changes whenever results are stored or cleared: what was chosen before may be another one now."""
-    return _generation
+def state() -> tuple[int, str | None]:
+    """Changes whenever results are stored or cleared, or lie elsewhere; what was chosen before may not hold."""
+    return _generation, os.environ.get("GPUCNN_CACHE_DIR")
 
 
 def key(operation: str, shape: ConvShape, dtype: Any, limit: int | None) -> str:
