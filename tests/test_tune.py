@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import gpucnn
+from gpucnn import device as devices
 from gpucnn import models, nn, ops
 from gpucnn.bench import tune
 from gpucnn.cli import main
 from gpucnn.ops import conv_tuning
+from gpucnn.ops.cards import CARDS
 
 FLOAT32 = np.dtype(np.float32)
 SHAPE = ops.conv_shape((2, 3, 8, 8), (4, 3, 3, 3), padding=1)
@@ -85,8 +87,9 @@ def test_networks_that_cannot_be_tuned():
 
 
 @pytest.mark.parametrize("operation", ops.PASSES)
-def test_every_able_algorithm_is_measured(operation, device):
-    """On the CPU and with kernels; a fast one of each is there, and no time is zero."""
+def test_every_able_algorithm_is_measured(operation, device, monkeypatch):
+    """On the CPU and with kernels, none of which takes no time."""
+    monkeypatch.undo()  # nothing is kept here, and the usual cache has compiled kernels
     for where in ("cpu", device):
         found = tune.measure(tune.Case(operation, SHAPE), where, None, tune.timing.WallClock(), rounds=1)
         assert set(found.milliseconds) == set(ops.algorithms(operation, SHAPE, FLOAT32, where))
@@ -161,10 +164,21 @@ def test_results_hold_for_one_number_of_threads_and_one_limit():
     assert choice(workspace_limit=limit) == "winograd" and choice() == "direct"
 
 
+def test_results_of_one_gpu_are_not_used_on_another(monkeypatch):
+    names = {"cuda:0": "NVIDIA H200", "cuda:1": "NVIDIA A100-SXM4-80GB"}
+    monkeypatch.setattr(devices, "has_cuda", lambda: True)
+    monkeypatch.setattr(devices, "gpu", lambda device: (names[device], (9, 0)))
+    path = conv_tuning.store("cuda:0", {conv_tuning.key("conv2d_forward", SHAPE, FLOAT32, None): {"im2col": 0.1}})
+    assert path.name.startswith("nvidia-h200-0-")
+    assert choice(device="cuda:0") == "im2col" and choice(device="cuda:1") == "implicit_gemm"
+    assert ops.explain("conv2d_forward", SHAPE, "cuda:0").candidates[2].measured == 0.1
+    assert ops.explain("conv2d_forward", SHAPE, "cuda:0", card=CARDS["T4"]).algorithm == "implicit_gemm"
+    assert ops.explain("conv2d_forward", SHAPE, "cuda:1").card is CARDS["A100-80"]
+
+
 def test_results_of_another_library_are_not_used(monkeypatch):
     keep(direct=0.5)
     monkeypatch.setattr(conv_tuning, "_extension_digest", lambda: "f" * 64)
-    gpucnn.tuning(True)
     conv_tuning._forget()
     assert choice() == "im2col"
 
