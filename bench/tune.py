@@ -5,6 +5,7 @@ A result is checked before it is timed. Algorithms take turns, so that a slow sp
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,13 +16,14 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn import nn, ops
 from gpucnn.bench import timing
-from gpucnn.ops import conv_tuning
+from gpucnn.ops import cards, conv_cost, conv_tuning
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.tensor import Function, Tensor, topological_order
 from gpucnn.train.evaluation import evaluating
 
 TOLERANCE = 1e-5  # of the relative L2 difference to float64
 ROUNDS, SECONDS = 9, 2.0  # at least so many turns; fewer, but three, where one takes long
+SMALL = 10**7  # multiply-adds on which algorithms without a model are tried
 HOPELESS = 4  # times the fastest's first time: measured once, not in turns
 FLOAT32 = np.dtype(np.float32)
 
@@ -105,8 +107,11 @@ def measure(
     with ops.tuning(False):
         before = ops.choose(operation, shape, device, FLOAT32, limit)
     arrays, checked, want = _arrays(case, device)
-    refused, first = {}, {}
+    refused = {name: reason for name in able if (reason := _hopeless(name, case, device, limit))}
+    first: dict[str, float] = {}
     for name in able:
+        if name in refused:
+            continue
         try:
             error = _error(_run(case, checked, name, limit), want)
             if not error <= TOLERANCE:
@@ -124,6 +129,16 @@ def measure(
             taken = _seconds(partial(_run, case, arrays, name, limit), clock)
             times[name] = times[name] + [taken] if turn else [taken]
     return Result(case, {name: statistics.median(each) * 1e3 for name, each in times.items()}, refused, before)
+
+
+def _hopeless(name: str, case: Case, device: str, limit: int | None) -> str | None:
+    """Why an algorithm is not worth a trial that could take minutes; None if it is."""
+    operation, shape = case
+    if conv_cost.estimate(name, operation, shape, cards.SIMULATED) is None and shape.multiply_adds > SMALL:
+        return f"it is for reading and for convolutions of at most {SMALL} multiply-adds"
+    arrays = 4 * (math.prod(shape.x) + math.prod(shape.weight) + math.prod(shape.y))
+    needed = ops.table(operation, device)[name].workspace_bytes(shape, FLOAT32, limit)
+    return f"it needs {needed} bytes of workspace" if needed > max(1 << 30, 4 * arrays) else None
 
 
 def _turns(once: float, rounds: int, seconds: float) -> int:

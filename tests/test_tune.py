@@ -126,7 +126,16 @@ def test_wrong_and_failing_algorithms_are_left_out(monkeypatch):
     assert found.refused["fft"] == "conv2d_forward: 8 GiB do not fit"
 
 
-def test_a_wrong_image_after_the_first_is_not_needed_to_find_nan(monkeypatch):
+def test_what_would_take_minutes_is_not_tried():
+    large = ops.conv_shape((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    (found,) = tune.tune([tune.Case("conv2d_forward", large)], "cpu", rounds=1)
+    assert set(found.refused) == {"toeplitz"} and "at most 10000000 multiply-adds" in found.refused["toeplitz"]
+    assert {"direct", "im2col", "winograd4"} <= set(found.milliseconds)
+    wide = ops.conv_shape((1, 4096, 4, 4), (4096, 4096, 3, 3), padding=1)  # spectra of the filters
+    assert "bytes of workspace" in str(tune._hopeless("fft", tune.Case("conv2d_forward", wide), "cpu", None))
+
+
+def test_results_that_are_no_numbers_are_left_out(monkeypatch):
     table = ops.ALGORITHMS["conv2d_backward_weight"]
 
     def wrong(x, gy, gw, shape, workspace_limit=None):

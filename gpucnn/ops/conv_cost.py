@@ -167,8 +167,10 @@ def _im2col(operation: str, shape: ConvShape, card: Card, limit: int | None) -> 
         rows, columns, terms = shape.C // shape.groups * shape.R * shape.S, pixels, shape.K // shape.groups
     chunks = _chunks(shape.N, patches, limit)
     busy = _product(rows, columns, terms, shape.N, card, STAGED).busy * shape.groups
-    product = Stage(2 * shape.multiply_adds, _bytes(shape) + patches, busy=busy, launches=chunks * shape.groups)
-    return [Stage(0, patches + 4 * prod(shape.x), launches=chunks), product] if patches else [product]
+    moved, images = _bytes(shape), 4 * prod(shape.x)
+    product = Stage(2 * shape.multiply_adds, moved + (patches - images if patches else 0), busy=busy,
+                    launches=chunks * shape.groups)  # fmt: skip
+    return [Stage(0, patches + images, launches=chunks), product] if patches else [product]
 
 
 def _chunks(images: int, size: int, limit: int | None, fixed: int = 0) -> int:
