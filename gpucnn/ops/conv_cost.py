@@ -23,7 +23,7 @@ MEMORY, SHORT_RUNS, PRODUCT, STAGED, FUSED, DIRECT, GENERAL = 850, 750, 850, 870
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SPLIT_TERMS = 256  # a split sums at least so many
 STEP_CLOCKS, EXTRA_STEPS = 800, 1  # a step's least time; start and end of a block, in steps
-FFT_TILES = (8, 16, 32, 64)
+FFT_TILES = (16, 32, 64)
 
 
 class Tile(NamedTuple):
@@ -206,21 +206,23 @@ def _tiles(operation: str, shape: ConvShape, side: int) -> int:
 
 def _winograd(operation: str, shape: ConvShape, card: Card, limit: int | None) -> list[Stage]:
     """F(2×2,3×3), fused: blocks of 64 filters × 32 tiles; of backward_weight 64 filters × 32 channels × all tiles."""
-    into, out = (shape.K, shape.C) if operation == "conv2d_backward_input" else (shape.C, shape.K)
+    into, out, groups = shape.C // shape.groups, shape.K // shape.groups, shape.groups
+    if operation == "conv2d_backward_input":
+        into, out = out, into
     tiles = _tiles(operation, shape, 2)
-    products = 16 * tiles * into * out
-    weights = 4 * 16 * into * out
+    products = 16 * groups * tiles * into * out
+    weights = 4 * 16 * groups * into * out
     traffic = 147 * products // 1000
     if operation == "conv2d_backward_weight":
-        blocks = -(-out // 64) * -(-into // 32)
+        blocks = groups * -(-out // 64) * -(-into // 32)
         splits = max(1, min(card.multiprocessors // max(1, blocks), tiles // 256))
-        flops = 2 * products + 2 * (32 * tiles * into * -(-out // 64) + 12 * tiles * out * -(-into // 32))
+        flops = 2 * products + 2 * groups * tiles * (32 * into * -(-out // 64) + 12 * out * -(-into // 32))
         clocks = 16 * 64 * 32 * (-(-tiles // splits) + 16) // 128
         busy = _rounds(blocks * splits, clocks, card, FUSED)
         moved = _bytes(shape) + 8 * splits * prod(shape.weight)
         return [Stage(flops, moved, traffic, busy, launches=2 if splits > 1 else 1)]
-    flops = 2 * (products + 32 * tiles * into * -(-out // 64) + 24 * tiles * out)
-    blocks = -(-tiles // 32) * -(-out // 64)
+    flops = 2 * (products + groups * tiles * (32 * into * -(-out // 64) + 24 * out))
+    blocks = groups * -(-tiles // 32) * -(-out // 64)
     busy = _rounds(blocks, 16 * 64 * 32 * 8 * (-(-into // 8) + 2) // 128, card, FUSED)
     moved = 4 * (prod(shape.x) + prod(shape.y)) + weights
     return [Stage(0, 4 * prod(shape.weight) + weights), Stage(flops, moved, traffic, busy)]
@@ -245,7 +247,7 @@ def _fft(operation: str, shape: ConvShape, card: Card, limit: int | None) -> lis
             COMPLEX_TILES,
             5 * side**2 * steps,
         )  # fmt: skip
-        for steps, side in enumerate(FFT_TILES, 3)
+        for steps, side in enumerate(FFT_TILES, 4)
         if side >= max(shape.R, shape.S)
     ]
     return min(stages, key=lambda each: _estimate(each, card).planned)
