@@ -28,7 +28,7 @@ struct Tiling {
     static constexpr int PITCH_M = M + PAD, PITCH_N = N + PAD;
     static constexpr int RIGHT = K * PITCH_M, STAGE = K * (PITCH_M + PITCH_N);  // floats of shared memory
     static constexpr int CHUNK_STEPS = CHUNK / K;
-    static_assert(CHUNK % K == 0, "whole steps");
+    static_assert(CHUNK % (2 * K) == 0, "a chunk ends in the second stage, so the next may begin in the first");
 };
 
 // A thread's sums of products.
@@ -78,7 +78,6 @@ __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloa
     if (steps <= 0) return;
     SharedFloats left = opaque(tiles + thread_row<Tile>());
     SharedFloats right = opaque(tiles + (Tile::RIGHT + thread_column<Tile>()));
-    __syncthreads();  // no thread reads from before
     load.first(tiles);
     copy_async_commit();
 #pragma unroll 1
