@@ -1,12 +1,13 @@
 """Convolution as a matrix product whose patches are never stored: "implicit_gemm", for devices that run kernels.
 
 Every block gathers tiles of patches into shared memory and multiplies them there (kernels/conv2d_gather.cuh and
-conv2d_backward_weight.cu). Memory is needed only where the terms of long sums are split among blocks.
+conv2d_backward_weight.cu). Memory is needed for the weights, which forward and backward_input bring into the order of
+their blocks first, and where the terms of long sums are split among blocks.
 """
 
 from __future__ import annotations
 
-from math import gcd
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,10 @@ from gpucnn.ops.conv_sums import add_planes, image_strides
 from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
 from gpucnn.ops.shapes import ConvShape
 
-# The share of multiply-adds in the compiled main loop of the forward pass.
-TILES = (Tile(128, 128, 2, 82), Tile(64, 64, 4, 74))
+# The share of multiply-adds in the compiled main loop: of the forward pass and backward_input, and of backward_weight.
+TILES = (Tile(128, 256, 1, 91), Tile(128, 128, 2, 89), Tile(64, 64, 4, 82))
+WEIGHT_TILES = (Tile(128, 128, 2, 77), Tile(64, 64, 4, 66))
+STAGE_BYTES = {"128x256": 2 * 4 * 16 * (128 + 256 + 8)}  # of shared memory, where a block's is more than 48 KB
 STEP, WALK = 16, 8  # terms that a kernel takes at a time; pixels that a loader of backward_weight goes on by
 LIMIT = 2**31 - 256  # of indices in 32 bits, which may run past the end by a tile
 
@@ -32,11 +35,12 @@ class Product(NamedTuple):
     terms: int
     groups: int
     phases: int
+    tiles: tuple[Tile, ...]
 
     def plan(self) -> tuple[Tile, int, int]:
         """(tile, splits, terms of each split but the last)."""
         batch = self.groups * self.phases
-        tile, splits = choose_tile(self.rows, self.columns, self.terms, batch, multiprocessors(), TILES)
+        tile, splits = choose_tile(self.rows, self.columns, self.terms, batch, multiprocessors(), self.tiles)
         terms = max(STEP, -(-self.terms // (splits * STEP)) * STEP)
         return tile, max(1, -(-self.terms // terms)), terms
 
@@ -51,21 +55,21 @@ def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
 def forward_product(shape: ConvShape) -> Product:
     """Filters × output pixels."""
     channels, pixels = shape.C // shape.groups, shape.N * shape.P * shape.Q
-    return Product(shape.K // shape.groups, pixels, channels * shape.R * shape.S, shape.groups, 1)
+    return Product(shape.K // shape.groups, pixels, channels * shape.R * shape.S, shape.groups, 1, TILES)
 
 
 def backward_input_product(shape: ConvShape) -> Product:
     """Channels × pixels of a phase; its terms are those of the phase that most taps reach."""
     (height, width), (sh, sw), (dh, dw) = _phase_size(shape), shape.stride, shape.dilation
-    taps = -(-shape.R * gcd(sh, dh) // sh) * -(-shape.S * gcd(sw, dw) // sw)
+    taps = -(-shape.R * math.gcd(sh, dh) // sh) * -(-shape.S * math.gcd(sw, dw) // sw)
     terms = shape.K // shape.groups * taps
-    return Product(shape.C // shape.groups, shape.N * height * width, terms, shape.groups, sh * sw)
+    return Product(shape.C // shape.groups, shape.N * height * width, terms, shape.groups, sh * sw, TILES)
 
 
 def backward_weight_product(shape: ConvShape) -> Product:
     """Filters × (channel, tap); the terms are all output pixels."""
     columns = shape.C // shape.groups * shape.R * shape.S
-    return Product(shape.K // shape.groups, columns, shape.N * shape.P * shape.Q, shape.groups, 1)
+    return Product(shape.K // shape.groups, columns, shape.N * shape.P * shape.Q, shape.groups, 1, WEIGHT_TILES)
 
 
 def _phase_size(shape: ConvShape) -> tuple[int, int]:
@@ -74,13 +78,15 @@ def _phase_size(shape: ConvShape) -> tuple[int, int]:
 
 
 def forward_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Planes of split sums."""
-    return _planes(forward_product(shape), shape.y) * dtype.itemsize
+    """The weights in another order, and planes of split sums."""
+    product = forward_product(shape)
+    return (math.prod(_packed_shape(product, shape)) + _planes(product, shape.y)) * dtype.itemsize
 
 
 def backward_input_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Planes of split sums."""
-    return _planes(backward_input_product(shape), shape.x) * dtype.itemsize
+    """The weights in another order, and planes of split sums."""
+    product = backward_input_product(shape)
+    return (math.prod(_packed_shape(product, shape)) + _planes(product, shape.x)) * dtype.itemsize
 
 
 def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
@@ -90,7 +96,27 @@ def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
 
 def _planes(product: Product, output: tuple[int, ...]) -> int:
     _, splits, _ = product.plan()
-    return splits * int(np.prod(output, dtype=np.int64)) if splits > 1 else 0
+    return splits * math.prod(output) if splits > 1 else 0
+
+
+def _packed_shape(product: Product, shape: ConvShape) -> tuple[int, int, int, int]:
+    """Of the weights in the order of kernels/conv2d_pack_weights.cu: (groups, tiles, terms, filters of a tile).
+
+    Filters are those of y in the forward pass, and the channels of x, which backward_input computes.
+    """
+    tile = product.plan()[0]
+    terms = math.prod(shape.weight) // product.rows // shape.groups
+    return shape.groups, -(-product.rows // tile.M), terms, tile.M
+
+
+def _pack(weight: Any, product: Product, shape: ConvShape, backward: bool) -> Any:
+    packed = devices.empty(_packed_shape(product, shape), weight.dtype, weight)
+    groups, tiles, terms, rows = packed.shape
+    taps, strides = shape.R * shape.S, (shape.C // shape.groups * shape.R * shape.S, shape.R * shape.S)
+    filter_stride, channel_stride = strides[::-1] if backward else strides
+    layout = product.rows, terms // taps, taps, rows, weight.size // groups, filter_stride, channel_stride
+    launch("conv2d_pack_weights", (-(-terms // 32), tiles * rows // 32, groups), weight, packed, layout)
+    return packed
 
 
 def forward(x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool = False) -> None:
@@ -101,8 +127,9 @@ def forward(x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool
     target = y if splits == 1 else devices.empty((splits, *y.shape), y.dtype, y)
     fused = (bias, relu) if splits == 1 else (None, False)
     work = _work(y.size, splits, terms, fused[1], shape.P * shape.Q, shape.Q)
-    launch(f"conv2d_forward_{tile.name}", _grid(product, tile, splits), Strided(x), weight, fused[0], target,
-           shape.flat, strides, work)  # fmt: skip
+    launch(f"conv2d_forward_{tile.name}", _grid(product, tile, splits), Strided(x),
+           _pack(weight, product, shape, False), fused[0], target, shape.flat, strides, work,
+           shared_bytes=STAGE_BYTES.get(tile.name, 0))  # fmt: skip
     if splits > 1:
         add_planes(target, y, bias, relu)
 
@@ -115,8 +142,9 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape) -> None:
     target = gx if splits == 1 else devices.empty((splits, *gx.shape), gx.dtype, gx)
     height, width = _phase_size(shape)
     work = _work(gx.size, splits, terms, False, height * width, width)
-    launch(f"conv2d_backward_input_{tile.name}", _grid(product, tile, splits), Strided(gy), weight, target, shape.flat,
-           strides, work)  # fmt: skip
+    launch(f"conv2d_backward_input_{tile.name}", _grid(product, tile, splits), Strided(gy),
+           _pack(weight, product, shape, True), target, shape.flat, strides, work,
+           shared_bytes=STAGE_BYTES.get(tile.name, 0))  # fmt: skip
     if splits > 1:
         add_planes(target, gx)
 

@@ -27,7 +27,7 @@ class Tile(NamedTuple):
         return f"{self.M}x{self.N}"
 
 
-# The share of multiply-adds in the compiled main loop is .89, .82 and .73 or more; 32x32 also wants 32 bytes a clock from L2.
+# The share of multiply-adds in the compiled main loop is .89, .82 and .73; 32x32 also wants 32 bytes a clock from L2.
 TILES = (Tile(128, 128, 2, 89), Tile(64, 64, 4, 82), Tile(32, 32, 12, 60))
 STEP = 16  # terms that a kernel takes at a time
 MULTIPLY_ADDS = 128  # of one multiprocessor in one clock
