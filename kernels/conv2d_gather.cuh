@@ -164,14 +164,15 @@ struct ChannelLoader : Copies<Tile> {
     __device__ __forceinline__ void copy() {
         const Tap at = taps[tap];  // read before any copy, which reads may not overtake
         const bool inside = (outside & at.bits) == 0;
+        const float* from = source;
 #pragma unroll
         for (int i = 0; i < Own::WEIGHTS; ++i)
             copy_async16(this->left + i * Own::WEIGHT_STEP * Tile::PITCH_M, weights + i * Own::WEIGHT_STEP * Tile::TILE_M, 16);
 #pragma unroll
-        for (int i = 0; i < Own::PIXELS; ++i)
-            copy_async4(this->right + i * Own::PIXEL_STEP * Tile::PITCH_N, step_from(source, i, channels), inside);
-        weights = step_from(weights, 1, at.weights);
-        source = step_from(source, 1, at.source);
+        for (int i = 0; i < Own::PIXELS; ++i, from += channels)
+            copy_async4(this->right + i * Own::PIXEL_STEP * Tile::PITCH_N, from, inside);
+        weights += at.weights;
+        source += at.source;
         tap = at.next;
     }
 };

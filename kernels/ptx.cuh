@@ -110,14 +110,3 @@ __device__ __forceinline__ SharedFloats opaque(SharedFloats value) {
 #endif
     return value;
 }
-
-// base + count · step in one instruction, where compilers would keep the step in 64 bits.
-__device__ __forceinline__ const float* step_from(const float* base, int count, int step) {
-#if defined(__CUDACC__)
-    const float* result;
-    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(step), "r"(count * 4), "l"(base));
-    return result;
-#else
-    return base + static_cast<int64>(count) * step;
-#endif
-}
