@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.launch import Strided, launch
+from gpucnn.launch import Strided, grid_for, launch
 from gpucnn.launch.division import divisor
 from gpucnn.ops.conv_sums import add_planes, image_strides
 from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
@@ -21,9 +21,10 @@ from gpucnn.ops.shapes import ConvShape
 
 # The share of multiply-adds in the compiled main loop: of the forward pass and backward_input, and of backward_weight.
 TILES = (Tile(128, 256, 1, 91), Tile(128, 128, 2, 89), Tile(64, 64, 4, 82))
-WEIGHT_TILES = (Tile(128, 128, 2, 77), Tile(64, 64, 4, 66))
+WEIGHT_TILES = (Tile(128, 256, 1, 87), Tile(128, 128, 2, 83), Tile(64, 64, 4, 72))
 STAGE_BYTES = {"128x256": 2 * 4 * 16 * (128 + 256 + 8)}  # of shared memory, where a block's is more than 48 KB
-STEP, WALK = 16, 8  # terms that a kernel takes at a time; pixels that a loader of backward_weight goes on by
+STEP = 16  # terms that a kernel takes at a time
+BLOCK_CHANNELS = 64  # of the weight gradient's columns, where so many share a tap
 LIMIT = 2**31 - 256  # of indices in 32 bits, which may run past the end by a tile
 
 
@@ -90,8 +91,15 @@ def backward_input_workspace(shape: ConvShape, dtype: np.dtype) -> int:
 
 
 def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Planes of split sums."""
-    return _planes(backward_weight_product(shape), shape.weight) * dtype.itemsize
+    """Planes of split sums; one also where columns are not in the order of the weights."""
+    product = backward_weight_product(shape)
+    planes = _planes(product, shape.weight)
+    return max(planes, math.prod(shape.weight) if _by_channels(shape) else 0) * dtype.itemsize
+
+
+def _by_channels(shape: ConvShape) -> bool:
+    """Whether columns of the weight gradient are (tap, channel), blocks of channels at one tap."""
+    return shape.C // shape.groups % BLOCK_CHANNELS == 0
 
 
 def _planes(product: Product, output: tuple[int, ...]) -> int:
@@ -152,16 +160,25 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape) -> None:
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape) -> None:
     """gw (K,C/groups,R,S), overwritten; x and gy may have any strides."""
     _check_size("conv2d_backward_weight", shape)
-    x, x_strides = image_strides("conv2d_backward_weight", x, shape)
-    gy, gy_strides = image_strides("conv2d_backward_weight", gy, shape)
-    product = backward_weight_product(shape)
+    x, x_strides = image_strides("conv2d_backward_weight", _near_images(x), shape)
+    gy, gy_strides = image_strides("conv2d_backward_weight", _near_images(gy), shape)
+    product, by_channels = backward_weight_product(shape), _by_channels(shape)
     tile, splits, terms = product.plan()
-    target = gw if splits == 1 else devices.empty((splits, *gw.shape), gw.dtype, gw)
+    target = gw if splits == 1 and not by_channels else devices.empty((splits, *gw.shape), gw.dtype, gw)
     work = _work(gw.size, splits, terms, False, shape.P * shape.Q, shape.Q)
-    launch(f"conv2d_backward_weight_{tile.name}", _grid(product, tile, splits), Strided(x), Strided(gy), target,
-           shape.flat, x_strides, gy_strides, work)  # fmt: skip
-    if splits > 1:
+    kernel = f"conv2d_backward_weight_{'channels_' if by_channels else ''}{tile.name}"
+    launch(kernel, _grid(product, tile, splits), Strided(x), Strided(gy), target, shape.flat, x_strides, gy_strides,
+           work, shared_bytes=STAGE_BYTES.get(tile.name, 0))  # fmt: skip
+    if by_channels:
+        sizes = splits, shape.C // shape.groups, shape.R * shape.S, gw.size
+        launch("conv2d_add_weight_planes", grid_for(gw.size), target, gw, *sizes)
+    elif splits > 1:
         add_planes(target, gw)
+
+
+def _near_images(array: Any) -> Any:
+    """The array, copied if its images are so far apart that 31 bits do not count the elements between two."""
+    return array if abs(array.strides[0]) // array.itemsize < 2**31 else devices.contiguous(array)
 
 
 def _grid(product: Product, tile: Tile, splits: int) -> tuple[int, int, int]:
@@ -171,7 +188,7 @@ def _grid(product: Product, tile: Tile, splits: int) -> tuple[int, int, int]:
 
 def _work(size: int, splits: int, terms: int, relu: bool, image: int, row: int) -> tuple[Any, ...]:
     """The struct ConvProduct of kernels/conv2d_gemm.cuh."""
-    step = WALK // image, WALK % image // row, WALK % row
+    step = STEP // image, STEP % image // row, STEP % row
     return size, splits, terms, int(relu), divisor(image), divisor(row), step
 
 
