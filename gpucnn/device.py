@@ -180,6 +180,11 @@ def full_like(array: Any, value: float) -> Any:
     return filled
 
 
+def address(array: Any) -> int:
+    """Where the array's first element lies in the memory of its device."""
+    return int(array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data)
+
+
 def contiguous(array: Any) -> Any:
     """`array`, or a copy in C order on its device."""
     if array is None or array.flags.c_contiguous:
