@@ -11,6 +11,7 @@ memory where its sum is split.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,9 @@ from gpucnn.ops.shapes import ConvShape
 TILES, FILTERS, CHANNELS = 32, 64, 32  # of a block; channels: of the gradient of the weights
 IMAGE_CHANNELS = 8  # transformed filters stand in memory by 64 filters × 8 channels
 COMPONENTS = 16
-LARGEST_TILES = 2**31 - 64  # counted in 32 bits, which may run past the end by a block
+STEP, STEP_CLOCKS = 8, 2700  # tiles at a step of the gradient of the weights, and how long it lasts
+BLOCK_STEPS, SPLIT_STEPS = 4, 16  # time of a block's start and end; steps of a split at least
+LARGEST_TILES = 2**31 - 1024  # counted in 32 bits, which may run past the end by a block or a chunk
 
 
 def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
@@ -40,7 +43,11 @@ def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
     if device != "cpu":
         rules[3] = ("float32", np.dtype(dtype), np.dtype(np.float32))
     reason = next((f"it needs {rule}, not {value}" for rule, value, needed in rules if value != needed), None)
-    if reason is None and device != "cpu" and max(_tiles(shape.N, *pixels) for pixels in _images(shape)) > LARGEST_TILES:
+    if (
+        reason is None
+        and device != "cpu"
+        and max(_tiles(shape.N, *pixels) for pixels in _images(shape)) > LARGEST_TILES
+    ):
         return "it counts tiles of 2x2 pixels in 31 bits: split the batch"
     return reason
 
@@ -151,3 +158,55 @@ def _step(array: Any) -> tuple[int, int]:
     stages = {terms: 2 * COMPONENTS * terms * (TILES + FILTERS) * 4 for terms in (8, 4)}
     terms = next(terms for terms, memory in stages.items() if terms == 4 or memory <= limits.shared_bytes(array))
     return terms, stages[terms]
+
+
+class Split(NamedTuple):
+    """How the tiles of backward_weight are summed: `parts` of `tiles` each, but for the last."""
+
+    parts: int
+    tiles: int
+
+
+def backward_weight_split(shape: ConvShape, limit: int | None = None) -> Split:
+    """Parts enough to keep every multiprocessor at work, whose planes fit `limit` bytes."""
+    filters, channels = shape.K // shape.groups, shape.C // shape.groups
+    floats = shape.K * channels * 9
+    most = min(4 * SPLIT_FLOATS, limit if limit is not None else 4 * SPLIT_FLOATS) // (4 * floats)
+    blocks = shape.groups * -(-filters // FILTERS) * -(-channels // CHANNELS)
+    return _split(_tiles(shape.N, shape.P, shape.Q), blocks, floats, min(most, 65_535), multiprocessors())
+
+
+@cache
+def _split(tiles: int, blocks: int, floats: int, most: int, multiprocessors: int) -> Split:
+    steps = -(-tiles // STEP)
+
+    def clocks(parts: int) -> int:
+        """An estimate to compare by: a multiprocessor has one block, planes are written and read at 20 bytes a clock."""
+        rounds, planes = -(-blocks * parts // multiprocessors), 8 * floats * parts if parts > 1 else 0
+        return rounds * (-(-steps // parts) + BLOCK_STEPS) * STEP_CLOCKS + planes // (20 * multiprocessors)
+
+    parts = min(range(1, max(1, min(most, steps // SPLIT_STEPS, multiprocessors)) + 1), key=clocks)
+    share = -(-max(1, steps) // parts)
+    return Split(max(1, -(-steps // share)), share * STEP)
+
+
+def backward_weight_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
+    """Planes of split sums."""
+    parts = backward_weight_split(shape, limit).parts
+    return parts * shape.K * (shape.C // shape.groups) * 9 * dtype.itemsize if parts > 1 else 0
+
+
+def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
+    """gw (K,C/groups,3,3), overwritten; x and gy may have any strides."""
+    x, x_strides = image_strides("conv2d_backward_weight", x, shape)
+    gy, gy_strides = image_strides("conv2d_backward_weight", gy, shape)
+    split = backward_weight_split(shape, workspace_limit)
+    target = gw if split.parts == 1 else devices.empty((split.parts, *gw.shape), gw.dtype, gw)
+    kind = forward_pass(shape)
+    blocks = kind.filter_blocks * -(-kind.channels // CHANNELS)
+    work = _work(kind, shape, _channels_last(x_strides) and _channels_last(gy_strides), False)
+    terms, memory = _step(x)
+    launch(f"winograd_backward_weight_64x32x{terms}", (blocks, split.parts, shape.groups), Strided(x), Strided(gy),
+           target, work, x_strides, gy_strides, (gw.size, split.tiles), shared_bytes=memory)  # fmt: skip
+    if split.parts > 1:
+        add_planes(target, gw)
