@@ -21,21 +21,24 @@ template <int TERMS>
 struct FilterLoader {
     static constexpr bool HELD = TERMS < IMAGE_CHANNELS;
     static constexpr int COPIES = COMPONENTS * TERMS * COLUMNS / 4 / WINOGRAD_THREADS, LINE = TERMS * COLUMNS / 4;
-    const float* source;
+    static constexpr int COPY_STEP = WINOGRAD_THREADS / LINE * IMAGE_CHANNELS * COLUMNS;
+    static_assert(WINOGRAD_THREADS % LINE == 0, "whole components at a time");
+    const float* source;  // what the thread copies first of the next step
     float4 held[HELD ? COPIES : 1];
 
+    __device__ __forceinline__ explicit FilterLoader(const float* image) {
+        source = image + threadIdx.x / LINE * IMAGE_CHANNELS * COLUMNS + threadIdx.x % LINE * 4;
+    }
     __device__ __forceinline__ void load(float* target, int channel) {
-        const float* image = source + static_cast<int64>(channel / IMAGE_CHANNELS) * IMAGE + channel % IMAGE_CHANNELS * COLUMNS;
 #pragma unroll
         for (int copy = 0; copy < COPIES; ++copy) {
-            const int quad = copy * WINOGRAD_THREADS + threadIdx.x;
-            const float* from = image + quad / LINE * IMAGE_CHANNELS * COLUMNS + quad % LINE * 4;
             if (HELD)
-                held[copy] = load4(from);
+                held[copy] = load4(source + copy * COPY_STEP);
             else
-                copy_async16(target + 4 * quad, from, 16);
+                copy_async16(target + 4 * (copy * WINOGRAD_THREADS + threadIdx.x), source + copy * COPY_STEP, 16);
         }
         copy_async_commit();
+        source += HELD && channel % IMAGE_CHANNELS == 0 ? TERMS * COLUMNS : IMAGE - (IMAGE_CHANNELS - TERMS) * COLUMNS;
     }
     __device__ __forceinline__ void finish(float* target) {
         copy_async_wait<0>();
@@ -134,7 +137,7 @@ __device__ __forceinline__ void convolve(const float* x, const float* u, const f
     DYNAMIC_SHARED(float, shared);
     const int filter_blocks = ceil_div(s.filters, COLUMNS);
     const int64 block = static_cast<int64>(blockIdx.z) * filter_blocks + blockIdx.x % filter_blocks;
-    FilterLoader<TERMS> filters{u + block * ceil_div(s.channels, IMAGE_CHANNELS) * IMAGE};
+    FilterLoader<TERMS> filters(u + block * ceil_div(s.channels, IMAGE_CHANNELS) * IMAGE);
     TileLoader<TERMS> tiles(x, s, strides, blockIdx.x / filter_blocks * ROWS);
 #pragma unroll 1
     for (int begin = 0; begin < s.channels; begin += CHUNK) {

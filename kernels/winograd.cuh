@@ -67,14 +67,15 @@ __device__ __forceinline__ void transform_input(float (&d)[16]) {
     for (int row = 0; row < 4; ++row) transform_input_line(d + 4 * row, 1);
 }
 
+// SPREAD bits for each of four pixels from `first` on that lie in 0 … extent − 1; bits from 4 · SPREAD on mean nothing.
+template <int SPREAD>
+__device__ __forceinline__ unsigned inside_line(int first, int extent) {
+    const int begin = min(max(-first, 0), 4), end = min(max(extent - first, 0), 4);
+    return ((1u << SPREAD * end) - 1) & 0xffffu << SPREAD * begin;
+}
 // A bit for each of 4×4 pixels from (h, w) on, row by row: whether it is in the image.
 __device__ __forceinline__ unsigned inside_bits(int h, int w, int height, int width) {
-    unsigned columns = 0, bits = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) columns |= static_cast<unsigned>(static_cast<unsigned>(w + i) < width) << i;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) bits |= static_cast<unsigned>(h + i) < height ? columns << 4 * i : 0u;
-    return bits;
+    return inside_line<4>(h, height) & (inside_line<1>(w, width) & 0xfu) * 0x1111u;
 }
 
 // The pixels of SIZE × SIZE whose bits of a 4×4 tile are set, and zeros. Where pixels of a row are neighbours, their
@@ -99,6 +100,8 @@ __device__ __forceinline__ void load_tile(const float* source, unsigned bits, in
 template <int TERMS, bool COLUMNS_SWIZZLED>
 __device__ __forceinline__ void multiply_components(const float* left, const float* right, Sums& sums) {
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
+    // Not known to the compiler, or it would keep the sums with each term's swizzle in registers.
+    const int lane_rows = opaque(lane_row(lane)), lane_columns = opaque(lane_column(lane));
     left += 2 * warp * TERMS * ROWS;
     right += 2 * warp * TERMS * COLUMNS;
 #pragma unroll
@@ -110,8 +113,8 @@ __device__ __forceinline__ void multiply_components(const float* left, const flo
 #pragma unroll
             for (int g = 0; g < 2; ++g) {
                 // The swizzle's upper bit only exchanges the groups of rows.
-                unpack(load4(left + term * ROWS + swizzled(t & 3, lane_row(lane)) + (g ^ t >> 2) * GROUP_ROWS), rows + 4 * g);
-                unpack(load4(right + term * COLUMNS + swizzled(column, lane_column(lane)) + g * GROUP_COLUMNS), columns + 4 * g);
+                unpack(load4(left + term * ROWS + swizzled(t & 3, lane_rows) + (g ^ t >> 2) * GROUP_ROWS), rows + 4 * g);
+                unpack(load4(right + term * COLUMNS + swizzled(column, lane_columns) + g * GROUP_COLUMNS), columns + 4 * g);
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) {

@@ -80,7 +80,8 @@ struct PairLoader {
         const int gy_row = static_cast<int>(gy_strides.row), gy_column = static_cast<int>(gy_strides.column);
         const bool exists = tile < end;
         const unsigned inside = exists && channel_exists ? inside_bits(top, left, s.height, s.width) : 0;
-        const unsigned reached = exists ? inside_bits(h, w, s.out_height, s.out_width) : 0;
+        const unsigned reached =
+            exists ? (w + 1 < s.out_width ? 0x33u : 0x11u) & (h + 1 < s.out_height ? 0xffu : 0x0fu) : 0;
         load_tile<4>(x + n * x_strides.image + (top * x_row + left * x_column), inside, x_row, x_column, pixels);
         const float* gradient = gy + n * gy_strides.image + (h * gy_row + w * gy_column);
 #pragma unroll
