@@ -52,26 +52,31 @@ struct PairLoader {
     const WinogradShape& s;
     const ImageStrides &x_strides, &gy_strides;
     const float *x, *gy;  // of the first image's channel and filter
-    int term, row;        // the thread's tile of a step, and channel
-    bool channel_exists;
-    int filters;          // how many of its two exist
+    int exist;            // bit 0: the thread's channel, bits 1 and 2: its filters
     float pixels[16], gradients[2][4];
 
     __device__ __forceinline__ void start(int first_channel, int first_filter) {
-        term = s.channels_last ? threadIdx.x / ROWS : threadIdx.x % TERMS;
-        row = s.channels_last ? threadIdx.x % ROWS : threadIdx.x / TERMS;
-        const int channel = first_channel + row, filter = first_filter + row;
-        channel_exists = channel < s.channels;
-        filters = (filter < s.filters) + (filter + 32 < s.filters);
+        const int channel = first_channel + row(), filter = first_filter + row();
+        exist = (channel < s.channels) | (filter < s.filters) << 1 | (filter + 32 < s.filters) << 2;
         x += (static_cast<int64>(blockIdx.z) * s.channels + channel) * x_strides.channel;
         gy += (static_cast<int64>(blockIdx.z) * s.filters + filter) * gy_strides.channel;
+    }
+    // The thread's tile of a step, and its channel, which is also its filter; computed anew where they are needed, so that
+    // they take no registers in between.
+    __device__ __forceinline__ int term() const {
+        const int thread = opaque(threadIdx.x);
+        return s.channels_last ? thread / ROWS : thread % TERMS;
+    }
+    __device__ __forceinline__ int row() const {
+        const int thread = opaque(threadIdx.x);
+        return s.channels_last ? thread % ROWS : thread / TERMS;
     }
     __device__ __forceinline__ bool active() const { return TERMS * ROWS == WINOGRAD_THREADS || threadIdx.x < TERMS * ROWS; }
 
     // Of the step's tiles from `first` on; from `end` on there are none.
     __device__ __forceinline__ void load(int first, int end) {
         if (!active()) return;
-        const int tile = first + term;
+        const int tile = first + term();
         int rest, w;
         const int n = divide(tile, s.by_image, rest), h = divide(rest, s.by_row, w) * 2;
         w *= 2;
@@ -79,18 +84,18 @@ struct PairLoader {
         const int x_row = static_cast<int>(x_strides.row), x_column = static_cast<int>(x_strides.column);
         const int gy_row = static_cast<int>(gy_strides.row), gy_column = static_cast<int>(gy_strides.column);
         const bool exists = tile < end;
-        const unsigned inside = exists && channel_exists ? inside_bits(top, left, s.height, s.width) : 0;
+        const unsigned inside = exists && exist & 1 ? inside_bits(top, left, s.height, s.width) : 0;
         const unsigned reached =
             exists ? (w + 1 < s.out_width ? 0x33u : 0x11u) & (h + 1 < s.out_height ? 0xffu : 0x0fu) : 0;
         load_tile<4>(x + n * x_strides.image + (top * x_row + left * x_column), inside, x_row, x_column, pixels);
         const float* gradient = gy + n * gy_strides.image + (h * gy_row + w * gy_column);
 #pragma unroll
         for (int i = 0; i < 2; ++i, gradient += 32 * gy_strides.channel)
-            load_tile<2>(gradient, i < filters ? reached : 0, gy_row, gy_column, gradients[i]);
+            load_tile<2>(gradient, exist >> (1 + i) & 1 ? reached : 0, gy_row, gy_column, gradients[i]);
     }
     __device__ __forceinline__ void finish(float* left, float* right) {
         if (!active()) return;
-        const int place = swizzled(term, row);
+        const int term = this->term(), place = swizzled(term, row());
         transform_input(pixels);
 #pragma unroll
         for (int i = 0; i < COMPONENTS; ++i) left[(i * TERMS + term) * ROWS + place] = pixels[i];

@@ -5,8 +5,8 @@ maths is in csrc/conv2d_winograd.cpp and kernels/winograd.cuh. A value that is n
 reads it.
 
 Where kernels run, "winograd" is one kernel after the transform of the filters: tiles of the images are transformed on
-the way to shared memory, so only transformed filters need memory, 16/9 of the weights. The gradient of the weights needs
-memory where its sum is split.
+the way to shared memory, so only transformed filters need memory, 16/9 of the weights. The gradient of the weights
+needs memory where its sum is split.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _convolve(kind: Pass, x: Any, weight: Any, bias: Any, y: Any, shape: ConvSha
     u = devices.empty(_transformed(kind, shape.groups), y.dtype, y)
     launch(kind.transform, shape.groups * kind.images, weight, u, kind.filters, kind.channels)
     work = _work(kind, shape, _channels_last(strides), relu)
-    terms, memory = _step(x)
+    terms, memory = stage(x)
     grid = kind.filter_blocks * -(-_tiles(shape.N, *kind.output) // TILES), 1, shape.groups
     launch(f"winograd_64x32x{terms}", grid, Strided(x), u, bias, y, work, strides, shared_bytes=memory)
 
@@ -153,7 +153,7 @@ def _channels_last(strides: tuple[int, ...]) -> bool:
     return abs(strides[1]) < abs(strides[3])
 
 
-def _step(array: Any) -> tuple[int, int]:
+def stage(array: Any) -> tuple[int, int]:
     """(terms at a step, bytes of shared memory): two stages of both operands of all components."""
     stages = {terms: 2 * COMPONENTS * terms * (TILES + FILTERS) * 4 for terms in (8, 4)}
     terms = next(terms for terms, memory in stages.items() if terms == 4 or memory <= limits.shared_bytes(array))
@@ -181,7 +181,7 @@ def _split(tiles: int, blocks: int, floats: int, most: int, multiprocessors: int
     steps = -(-tiles // STEP)
 
     def clocks(parts: int) -> int:
-        """An estimate to compare by: a multiprocessor has one block, planes are written and read at 20 bytes a clock."""
+        """To compare by: a multiprocessor has one block at a time, and writes and reads 20 bytes of planes a clock."""
         rounds, planes = -(-blocks * parts // multiprocessors), 8 * floats * parts if parts > 1 else 0
         return rounds * (-(-steps // parts) + BLOCK_STEPS) * STEP_CLOCKS + planes // (20 * multiprocessors)
 
@@ -205,7 +205,7 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit:
     kind = forward_pass(shape)
     blocks = kind.filter_blocks * -(-kind.channels // CHANNELS)
     work = _work(kind, shape, _channels_last(x_strides) and _channels_last(gy_strides), False)
-    terms, memory = _step(x)
+    terms, memory = stage(x)
     launch(f"winograd_backward_weight_64x32x{terms}", (blocks, split.parts, shape.groups), Strided(x), Strided(gy),
            target, work, x_strides, gy_strides, (gw.size, split.tiles), shared_bytes=memory)  # fmt: skip
     if split.parts > 1:
