@@ -137,6 +137,7 @@ KERNEL_ALGORITHMS = _table(
     direct=_kernels(conv_direct),
     implicit_gemm=_kernels(conv_implicit_gemm),
     im2col=_kernels(conv_im2col),
+    winograd=_kernels(conv_winograd),
 )
 
 
