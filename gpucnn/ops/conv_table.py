@@ -10,7 +10,15 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
-from gpucnn.ops import conv_direct, conv_fft, conv_im2col, conv_implicit_gemm, conv_toeplitz, conv_winograd
+from gpucnn.ops import (
+    conv_direct,
+    conv_fft,
+    conv_im2col,
+    conv_implicit_gemm,
+    conv_toeplitz,
+    conv_winograd,
+    conv_winograd4,
+)
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.threads import get_num_threads
 
@@ -131,6 +139,7 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.forward,
         ),
         im2col=(conv_im2col.supports, conv_im2col.forward_workspace, conv_im2col.forward),
+        winograd4=(conv_winograd4.supports, conv_winograd4.forward_workspace, conv_winograd4.forward),
     ),
     "conv2d_backward_input": _table(
         direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.backward_input),
@@ -140,6 +149,7 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.backward_input,
         ),
         im2col=(conv_im2col.supports, conv_im2col.backward_input_workspace, conv_im2col.backward_input),
+        winograd4=(conv_winograd4.supports, conv_winograd4.backward_input_workspace, conv_winograd4.backward_input),
     ),
     "conv2d_backward_weight": _table(
         direct=(conv_direct.supports, conv_direct.backward_weight_workspace, conv_direct.backward_weight),
@@ -149,6 +159,7 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.backward_weight,
         ),
         im2col=(conv_im2col.supports, conv_im2col.backward_weight_workspace, conv_im2col.backward_weight),
+        winograd4=(conv_winograd4.supports, conv_winograd4.backward_weight_workspace, conv_winograd4.backward_weight),
     ),
 }
 
