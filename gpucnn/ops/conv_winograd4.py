@@ -46,7 +46,7 @@ def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
     return conv_winograd.supports(shape, dtype, "cpu")
 
 
-def _turned(shape: ConvShape) -> ConvShape:
+def turned(shape: ConvShape) -> ConvShape:
     """The convolution that backward_input is: of gy with turned filters; its padding may be negative."""
     padding = (2 - shape.padding[0], 2 - shape.padding[1])
     return shape._replace(
@@ -102,7 +102,7 @@ def forward_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = Non
 
 def backward_input_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
     """The same for the convolution of gy."""
-    return forward_workspace(_turned(shape), dtype, limit)
+    return forward_workspace(turned(shape), dtype, limit)
 
 
 def backward_weight_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
@@ -121,11 +121,11 @@ def forward(
 def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gx (N,C,H,W), overwritten; gy may have any strides."""
     gy, _ = image_strides("conv2d_backward_input", gy, shape)
-    _convolve(gy, weight, None, gx, _turned(shape), False, True, workspace_limit)
+    _convolve(gy, weight, None, gx, turned(shape), False, True, workspace_limit)
 
 
 def _convolve(
-    x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool, turned: bool, limit: int | None
+    x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool, is_turned: bool, limit: int | None
 ) -> None:
     plan, (C, K) = _plan(shape, limit, 1), (shape.C, shape.K)
     if y.size == 0:
@@ -133,15 +133,15 @@ def _convolve(
     pitch = _pitch(K)
     filters = devices.empty(ELEMENTS * C * pitch, y.dtype, y)
     tiles, products = (devices.empty(ELEMENTS * count * plan.padded, y.dtype, y) for count in (C, K))
-    strides = (K * 9, 9) if turned else (9, C * 9)
-    launch("winograd4_filter", _blocks(C * K), weight, filters, C, K, pitch, *strides, turned)
+    strides = (K * 9, 9) if is_turned else (9, C * 9)
+    launch("winograd4_filter", _blocks(C * K), weight, filters, C, K, pitch, *strides, is_turned)
     for first in range(0, shape.N, plan.images):
         part = slice(first, min(first + plan.images, shape.N))
-        grid = _grid(shape, part, C, (shape.H, shape.W), shape.padding)
-        _transform("image", x[part], tiles, grid)
+        grid = tile_grid(shape, part, C, (shape.H, shape.W), shape.padding)
+        transform("image", x[part], tiles, grid)
         padded = grid[1]
-        _multiply("tn", filters, tiles, products, (K, padded, C), (pitch, C * pitch), (padded, C * padded), padded, 1)
-        outputs = _grid(shape, part, K, (shape.P, shape.Q), (0, 0))
+        multiply("tn", filters, tiles, products, (K, padded, C), (pitch, C * pitch), (padded, C * padded), padded, 1)
+        outputs = tile_grid(shape, part, K, (shape.P, shape.Q), (0, 0))
         launch("winograd4_output", _warps(K * padded // 32), products, bias, y[part], outputs, relu)
 
 
@@ -157,18 +157,18 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit:
     tiles, gradients = (devices.empty(ELEMENTS * count * plan.padded, gw.dtype, gw) for count in (C, K))
     for first in range(0, shape.N, max(plan.images, 1)):
         part = slice(first, min(first + plan.images, shape.N))
-        grid = _grid(shape, part, C, (shape.H, shape.W), shape.padding)
+        grid = tile_grid(shape, part, C, (shape.H, shape.W), shape.padding)
         padded = grid[1]
-        _transform("image", x[part], tiles, grid)
-        _transform("gradient", gy[part], gradients, _grid(shape, part, K, (shape.P, shape.Q), (0, 0)))
+        transform("image", x[part], tiles, grid)
+        transform("gradient", gy[part], gradients, tile_grid(shape, part, K, (shape.P, shape.Q), (0, 0)))
         for term in range(0, padded, CHAIN * plan.planes):
             strides = (padded, K * padded), (padded, C * padded)
             size = K, C, min(CHAIN * plan.planes, padded - term)
-            _multiply("nt", gradients[term:], tiles[term:], sums, size, *strides, C, plan.planes, first + term > 0)
+            multiply("nt", gradients[term:], tiles[term:], sums, size, *strides, C, plan.planes, first + term > 0)
     launch("winograd4_weight", _blocks(K * C), sums, gw, K * C, used)
 
 
-def _grid(
+def tile_grid(
     shape: ConvShape, part: slice, channels: int, size: tuple[int, int], padding: tuple[int, int]
 ) -> tuple[Any, ...]:
     """The struct TileGrid of kernels/winograd4.cu for a chunk of images, by_group for groups of 32 tiles."""
@@ -178,7 +178,7 @@ def _grid(
             divisor(padded // 32))  # fmt: skip
 
 
-def _transform(name: str, images: Any, out: Any, grid: tuple[Any, ...]) -> None:
+def transform(name: str, images: Any, out: Any, grid: tuple[Any, ...]) -> None:
     """Tiles of images (N,C,H,W) of any strides: along rows where these are contiguous, else along channels."""
     strides = tuple(stride // images.itemsize for stride in images.strides)
     _, padded, channels, *_ = grid
@@ -190,7 +190,7 @@ def _transform(name: str, images: Any, out: Any, grid: tuple[Any, ...]) -> None:
     launch(f"winograd4_{name}_channels", _warps(groups * padded // 8), Strided(images), out, strides, grid)
 
 
-def _multiply(
+def multiply(
     layout: str, a: Any, b: Any, c: Any, size: tuple[int, int, int], a_strides: tuple[int, int],
     b_strides: tuple[int, int], c_stride: int, splits: int, add: bool = False,
 ) -> None:  # fmt: skip
