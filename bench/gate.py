@@ -37,6 +37,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for operation in ("forward", "backward_input", "backward_weight")
         for tile in ("64x64", "128x128")
     },
+    "winograd4_output": ("STG.E.128",),
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),
     "conv2d_forward_depthwise": ("LDG.E.128", "STG.E.128"),
     "conv2d_backward_weight_depthwise": ("LDG.E.128",),

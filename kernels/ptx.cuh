@@ -39,6 +39,14 @@ __device__ __forceinline__ float4 load4(SharedFloats shared) {
     return load4(shared.address);
 #endif
 }
+__device__ __forceinline__ void store4(SharedFloats shared, float4 v) {
+#if defined(__CUDACC__)
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared.address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+#else
+    store4(shared.address, v);
+#endif
+}
 
 // Copies 4 bytes; `valid` false writes a zero instead and does not read the source.
 __device__ __forceinline__ void copy_async4(SharedFloats shared, const float* source, bool valid) {

@@ -72,9 +72,10 @@ __device__ __forceinline__ void multiply_tiles(SharedFloats left, SharedFloats r
 }
 
 // Adds the products of so many steps. load.first(tiles) copies a step to the first stage, and load(distance) the next one
-// to the stage `distance` floats from that of the step before.
-template <class Tile, class Load>
-__device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloats tiles, Sums<Tile>& sums) {
+// to the stage `distance` floats from that of the step before; after(left) may change the sums after a step, of `left` with it.
+template <class Tile, class Load, class After>
+__device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloats tiles, Sums<Tile>& sums,
+                                               const After& after) {
     if (steps <= 0) return;
     SharedFloats left = opaque(tiles + thread_row<Tile>());
     SharedFloats right = opaque(tiles + (Tile::RIGHT + thread_column<Tile>()));
@@ -89,9 +90,14 @@ __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloa
             copy_async_commit();
         }
         multiply_tiles<Tile>(left, right, sums);
+        after(steps);
         left += distance;
         right += distance;
     }
+}
+template <class Tile, class Load>
+__device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloats tiles, Sums<Tile>& sums) {
+    multiply_steps<Tile>(load, steps, tiles, sums, [](int) {});
 }
 
 // Copies a matrix whose terms are contiguous, EXTENT rows × TERMS terms a step, to shared [term][row]. Eight lanes read a

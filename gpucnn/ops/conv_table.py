@@ -23,6 +23,7 @@ from gpucnn.ops import (
     conv_toeplitz,
     conv_tuning,
     conv_winograd,
+    conv_winograd4,
 )
 from gpucnn.ops.cards import Card
 from gpucnn.ops.conv_choice import Choice
@@ -138,6 +139,7 @@ KERNEL_ALGORITHMS = _table(
     implicit_gemm=_kernels(conv_implicit_gemm),
     im2col=_kernels(conv_im2col),
     winograd=_kernels(conv_winograd),
+    winograd4=_kernels(conv_winograd4),
 )
 
 
