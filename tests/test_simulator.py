@@ -151,6 +151,12 @@ def test_shared_memory_limit():
     launch("planted_sound", 1, x, y, 64, shared_bytes=0)
 
 
+@modes
+def test_block_size_limit(mode):
+    with simulator.configured(mode=mode), pytest.raises(SimulatorError, match="2048 threads; the limit is 1024"):
+        run("planted_too_many_threads")
+
+
 def test_settings_are_checked():
     for wrong in ({"mode": "slow"}, {"order": "backwards"}):
         with pytest.raises(ValueError, match="must be one of"), simulator.configured(**wrong):

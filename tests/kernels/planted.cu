@@ -162,3 +162,5 @@ KERNEL(32, 1) planted_counted(const float* x, float* y, int n) {
     y[lane] = multiply_add(tile[lane * 32], 2.0f, 1.0f);  // 4 sectors
     if (lane < 16) y[lane + 32] = x[lane];            // 2 sectors, half a warp
 }
+
+KERNEL(2048, 1) planted_too_many_threads(const float* x, float* y, int n) { y[threadIdx.x] = x[threadIdx.x]; }
