@@ -43,13 +43,39 @@ class SimArray(np.ndarray):
             self.guarded = self.__array_interface__["data"] == source.__array_interface__["data"]
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        require_launch(f"NumPy's {context[0].__name__ if context else 'arithmetic'}")
         return np.asarray(array).view(SimArray)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         results = super().__array_function__(function, types, arguments, options)
+        if isinstance(results, np.ndarray) and results.base is None:  # others are views
+            require_launch(f"NumPy's {function.__name__}")
         if isinstance(results, (tuple, list)):
             return type(results)(map(_simulated, results))
         return _simulated(results)
+
+
+_launches_only = False
+
+
+@contextmanager
+def launches_only() -> Iterator[None]:
+    """Inside this context what `require_launch` guards raises: copies and sums of gradients, and on `sim` NumPy.
+
+    For steps whose launches are recorded: only those are repeated.
+    """
+    global _launches_only
+    before, _launches_only = _launches_only, True
+    try:
+        yield
+    finally:
+        _launches_only = before
+
+
+def require_launch(what: str) -> None:
+    """Raise ValueError inside `launches_only`."""
+    if _launches_only:
+        raise ValueError(f"{what} is no launch of a kernel, so that a replay of the recorded ones would leave it out")
 
 
 def _simulated(value: Any) -> Any:
@@ -177,9 +203,26 @@ def contiguous(array: Any) -> Any:
     """`array`, or a copy in C order on its device."""
     if array is None or array.flags.c_contiguous:
         return array
+    require_launch(f"a copy in C order of shape {array.shape}")
     copy = empty_like(array)
     copy[...] = array
     return copy
+
+
+def write(array: Any, values: np.ndarray) -> None:
+    """Copy host values into an array of their shape and dtype, in order with what was launched before."""
+    if _is_cupy(array):
+        with cuda_errors("a copy to the GPU"):
+            array.set(values, stream=cupy().cuda.get_current_stream())
+    else:
+        array[...] = values
+
+
+def owns_memory(array: Any) -> bool:
+    """Whether the array is no view of memory that another one has."""
+    if isinstance(array, SimArray) and array.guarded:
+        return not isinstance(array.base, SimArray)  # its guard bands are bytes of a plain array
+    return bool(array.flags.owndata)
 
 
 def as_array(value: Any) -> Any:

@@ -126,7 +126,7 @@ class Tensor:
                 if isinstance(source, Tensor):
                     source._accumulate(part, output_gradient)
                 elif isinstance(source, Function):
-                    gradients[source] = gradients[source] + part if source in gradients else part
+                    gradients[source] = _sum(gradients[source], part) if source in gradients else part
             if not retain_graph:
                 function.release()
 
@@ -134,7 +134,7 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward: a Tensor of shape {self.shape} needs gradient=, an array of its shape")
-            return np.ones_like(self.data)
+            return devices.full_like(self.data, 1)
         array = devices.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
         array = devices.move(array.astype(self.dtype, copy=False), self.device)
         if array.shape != self.shape:
@@ -143,9 +143,11 @@ class Tensor:
 
     def _accumulate(self, part: np.ndarray, shared: np.ndarray) -> None:
         if self.grad is not None:
-            self.grad = Tensor(self.grad.data + part)
+            self.grad = Tensor(_sum(self.grad.data, part))
             return
-        owned = part.flags.owndata and part is not shared  # two leaves must never hold the same memory
+        owned = devices.owns_memory(part) and part is not shared  # two leaves must never hold the same memory
+        if not owned:
+            devices.require_launch(f"a copy of a gradient of shape {part.shape}")
         self.grad = Tensor(part if owned else part.copy())
 
     def __len__(self) -> int:
@@ -219,6 +221,11 @@ class Function:
         """Forget the sources and everything forward kept."""
         self.__dict__.clear()
         self.released = True
+
+
+def _sum(gradient: Any, part: Any) -> Any:
+    devices.require_launch(f"a sum of gradients of shape {part.shape}")
+    return gradient + part
 
 
 def _source(value: Any) -> Tensor | Function | None:

@@ -23,9 +23,8 @@ class CrossEntropy(Function):
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
         count = len(self.labels)
-        rows = gradient / count if self.reduction == "mean" else gradient
-        rows = np.broadcast_to(rows, (count,))
-        return (ops.cross_entropy_backward(self.log_probabilities, self.labels, self.label_smoothing, rows),)
+        rows, divisor = np.broadcast_to(gradient, (count,)), count if self.reduction == "mean" else 1
+        return (ops.cross_entropy_backward(self.log_probabilities, self.labels, self.label_smoothing, rows, divisor),)
 
 
 class BinaryCrossEntropy(Function):
