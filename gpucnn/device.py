@@ -46,6 +46,10 @@ class SimArray(np.ndarray):
         require_launch(f"NumPy's {context[0].__name__ if context else 'arithmetic'}")
         return np.asarray(array).view(SimArray)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        require_launch("an assignment to elements")
+        super().__setitem__(key, value)
+
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         results = super().__array_function__(function, types, arguments, options)
         if isinstance(results, np.ndarray) and results.base is None:  # others are views
@@ -195,7 +199,7 @@ def empty_like(array: Any) -> Any:
 def full_like(array: Any, value: float) -> Any:
     """A C-contiguous array of `value`, of the shape, dtype and device of `array`."""
     filled = empty_like(array)
-    filled[...] = value
+    filled.fill(value)
     return filled
 
 
@@ -252,7 +256,7 @@ def move(array: Any, device: str) -> Any:
     if device == "cpu":
         return host.copy() if isinstance(array, SimArray) else host
     copy = _guarded(host.shape, host.dtype)
-    copy[...] = host
+    to_numpy(copy)[...] = host
     return copy
 
 

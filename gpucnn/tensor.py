@@ -173,12 +173,14 @@ class Function:
 
     - forward(*arrays) → array, or (array, *others); only the first result is differentiable
     - backward(gradient) → one gradient (array or None) for each input
+    - launches, False where it takes arithmetic of arrays (NumPy's, CuPy's): such a call cannot be recorded
     Calling it on Tensors returns Tensors and records the call; calling it on arrays returns arrays.
     """
 
     sources: tuple[Tensor | Function | None, ...] = ()  # of each input: a leaf, a function, or nothing to differentiate
     output_shape: tuple[int, ...] = ()
     released = False
+    launches = True
 
     def forward(self, *arrays: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
@@ -187,6 +189,8 @@ class Function:
         raise NotImplementedError(f"{type(self).__name__} does not define backward")
 
     def __call__(self, *inputs: Any) -> Any:
+        if not self.launches:
+            devices.require_launch(f"{type(self).__name__} of arrays")
         results = self.forward(*(value.data if isinstance(value, Tensor) else value for value in inputs))
         if not any(isinstance(value, Tensor) for value in inputs):
             return results

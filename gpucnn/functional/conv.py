@@ -56,6 +56,8 @@ class Conv1d(Conv2d):
 
 
 class Conv3d(Function):
+    launches = False
+
     def __init__(self, shape: Conv3dShape, algorithm: str) -> None:
         self.shape, self.algorithm = shape, algorithm
 
@@ -75,6 +77,8 @@ class Conv3d(Function):
 
 
 class ConvTranspose2d(Function):
+    launches = False
+
     def __init__(self, shape: ConvShape, algorithm: str) -> None:
         self.shape, self.algorithm = shape, algorithm
 

@@ -63,10 +63,10 @@ class CapturedStep(Step):
     arrays of the step: more memory than a step that frees what it does not need any more.
 
     Gradients may be changed between the two calls, as by `clip_grad_norm`. Results are overwritten by the next batch.
-    Everything on the way must be a launch: the networks of `gpucnn.models` are, arithmetic of Tensors is not. Labels
-    are not looked at by the host; a wrong one makes the loss NaN.
-    Raises ValueError for a model on a device without kernels, and in the second batch where something else than a
-    launch computes (on a GPU arithmetic of Tensors is not seen: try the device "sim" first).
+    Everything on the way must be a launch: LeNet-5, AlexNet and the VGG networks are; arithmetic of Tensors is not, so
+    the "paper" LeNet-5 is refused. Labels are not looked at by the host; a wrong one makes the loss NaN.
+    Raises ValueError for a model on a device without kernels, and in the second batch where a Function computes by
+    something else than launches. What a Function of one's own does with arrays is seen on the device "sim" alone.
     """
 
     def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Any, Any], Tensor] = F.cross_entropy):
@@ -100,6 +100,8 @@ class CapturedStep(Step):
 
     def update(self) -> None:
         running = self._running
+        if running is not None and not _same(running.fixed, self._fixed()):  # changed after `backward`
+            running = self._recorded = None
         if running is None:
             super().update()
             if self._recorded is None:
