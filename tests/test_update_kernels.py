@@ -40,8 +40,10 @@ def take_steps(optimizer: optim.Optimizer, count: int, first: int = 0) -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("l1_decay", [0.0, 0.03])
 @optimisers
-def test_as_in_float64_on_the_cpu(device, name, options):
+def test_as_in_float64_on_the_cpu(device, name, options, l1_decay):
+    options = {**options, "l1_decay": l1_decay}
     there, exact = parameters(device), parameters("cpu", np.float64)
     optimizer, oracle = getattr(optim, name)(there, **options), getattr(optim, name)(exact, **options)
     for one in (optimizer, oracle):
