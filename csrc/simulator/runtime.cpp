@@ -93,7 +93,8 @@ void thread_body() {
     --block.alive;
     Warp& warp = block.warps[me.warp];
     warp.alive &= ~(1u << me.lane);
-    if (warp.arrived && (warp.mask >> me.lane & 1)) fail("warp operation", "a lane of its mask has ended", me.place);
+    for (int i = 0; i < warp.count; ++i)
+        if (warp.gatherings[i].mask >> me.lane & 1) fail("warp operation", "a lane of its mask has ended", me.place);
     if (block.at_barrier) fail("barrier", "a thread ended while others wait at a barrier", block.barrier);
     run_another();
     __builtin_unreachable();
@@ -102,7 +103,8 @@ void thread_body() {
 void prepare_threads() {
     const int count = block.thread_count = block.launch->threads;
     if (static_cast<int>(block.threads.size()) < count) block.threads.resize(count);
-    block.warps.assign((count + 31) / 32, Warp{});
+    block.warps.resize((count + 31) / 32);
+    for (Warp& warp : block.warps) warp.alive = warp.epoch = warp.count = 0;
     block.alive = count;
     block.at_barrier = 0;
     for (int i = 0; i < count; ++i) {
@@ -287,29 +289,43 @@ void block_barrier(Place place) {
     run_another();
 }
 
+namespace {
+
+// The lanes that wait with this mask, now with the calling one among them.
+Gathering& gather(Warp& warp, uint32_t mask, Operation operation, int lane, Place place) {
+    int i = 0;
+    while (i < warp.count && warp.gatherings[i].mask != mask) ++i;
+    Gathering& found = warp.gatherings[i];
+    if (i == warp.count) {
+        found = {0, mask, operation};
+        ++warp.count;  // never above 32: each has a lane that waits in it
+    } else if (found.operation != operation) {
+        fail("divergent warp operation", "lanes of one mask are in different operations", place);
+    }
+    found.arrived |= 1u << lane;
+    return found;
+}
+
+}  // namespace
+
 void warp_operation(uint32_t mask, void* argument, Operation operation, Place place) {
     Thread& me = *block.current;
     Warp& warp = block.warps[me.warp];
     if (!(mask >> me.lane & 1)) fail("warp operation", "the calling lane is not in its own mask", place);
     if (mask & ~warp.alive) fail("warp operation", "a lane of its mask has ended, or is outside the block", place);
-    if (warp.arrived && (warp.mask != mask || warp.operation != operation)) {
-        fail("divergent warp operation", "lanes of one warp are in different operations or give different masks", place);
-    }
-    warp.mask = mask;
-    warp.operation = operation;
-    warp.arrived |= 1u << me.lane;
+    Gathering& gathering = gather(warp, mask, operation, me.lane, place);
     me.argument = argument;
     me.place = place;
-    if (warp.arrived != mask) {
+    if (gathering.arrived != mask) {
         my_state() = State::IN_WARP_OPERATION;
         return run_another();
     }
+    gathering = warp.gatherings[--warp.count];
     Thread* const first = &block.threads[me.warp * 32];
     void* arguments[32];
     for (int i = 0; i < 32; ++i) arguments[i] = mask >> i & 1 ? first[i].argument : nullptr;
     operation(arguments, mask);
     if (mask == warp.alive) ++warp.epoch;
-    warp.arrived = 0;
     State* const states = block.states + me.warp * 32;
     for (int i = 0; i < 32; ++i)
         if ((mask >> i & 1) && states[i] == State::IN_WARP_OPERATION) states[i] = State::READY;

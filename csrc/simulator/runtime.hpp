@@ -27,10 +27,17 @@ struct Thread {
     std::vector<AsyncCopy> copies;
 };
 
+// Lanes that wait in an operation for the others of its mask. Parts of a warp may be in different ones.
+struct Gathering {
+    uint32_t arrived, mask;
+    Operation operation;
+};
+
 struct Warp {
-    uint32_t alive = 0, arrived = 0, mask = 0;
-    Operation operation = nullptr;
+    uint32_t alive = 0;
     uint32_t epoch = 0;  // counts operations of the whole warp, which order its lanes' accesses
+    int count = 0;       // of gatherings; their masks differ
+    Gathering gatherings[32];
 };
 
 // Device memory that a launch was given.
