@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import re
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -59,7 +60,7 @@ class SimArray(np.ndarray):
         return _simulated(results)
 
 
-_launches_only = False
+_restriction = threading.local()  # of this thread: others may prepare batches meanwhile
 
 
 @contextmanager
@@ -68,17 +69,16 @@ def launches_only() -> Iterator[None]:
 
     For steps whose launches are recorded: only those are repeated.
     """
-    global _launches_only
-    before, _launches_only = _launches_only, True
+    before, _restriction.active = getattr(_restriction, "active", False), True
     try:
         yield
     finally:
-        _launches_only = before
+        _restriction.active = before
 
 
 def require_launch(what: str) -> None:
     """Raise ValueError inside `launches_only`."""
-    if _launches_only:
+    if getattr(_restriction, "active", False):
         raise ValueError(f"{what} is no launch of a kernel, so that a replay of the recorded ones would leave it out")
 
 

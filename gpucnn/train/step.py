@@ -58,9 +58,10 @@ class CapturedStep(Step):
     The first batch is an ordinary step, which compiles and chooses; the second is recorded; those after it are copied
     into the second one's arrays and replayed, bit for bit as ordinary steps: dropout goes on in its stream, and the
     rate, the optimiser's count and its options are read anew. On the engine `native` (GPUCNN_ENGINE) each of the two
-    calls is one CUDA graph. Batches of another shape than the first, and the first two after something has changed
-    (train or eval, which parameters train, arrays that were replaced), are ordinary steps. What is recorded keeps all
-    arrays of the step: more memory than a step that frees what it does not need any more.
+    calls is one CUDA graph. Batches of another shape than the first, and the first one after something has changed
+    (train or eval, which parameters train, arrays that were replaced), are ordinary steps; options of layers are taken
+    as they were. What is recorded keeps all arrays of the step: more memory than a step that frees what it does not
+    need any more.
 
     Gradients may be changed between the two calls, as by `clip_grad_norm`. Results are overwritten by the next batch.
     Everything on the way must be a launch: LeNet-5, AlexNet and the VGG networks are; arithmetic of Tensors is not, so
@@ -109,9 +110,10 @@ class CapturedStep(Step):
             return
         _restore(running.gradients)
         if running.update is None:
-            with recording(strict=True) as running.update:
+            with recording(strict=True) as plan:
                 super().update()
-            _capture(running.update)
+            _capture(plan)
+            running.update = plan
         else:
             running.update.refresh(super().update)
             running.update.replay()
