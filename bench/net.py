@@ -16,6 +16,7 @@ from gpucnn.bench import launches, layers, peer, timing
 from gpucnn.bench.report import Report, main
 from gpucnn.random import manual_seed
 from gpucnn.tensor import Tensor, no_grad
+from gpucnn.train import CapturedStep, Step
 
 RATE = 1e-5  # so small that a batch seen often is not learned by heart: its gradients would be denormal, slow
 LOGITS_LIMIT = 1e-4  # of the largest logit: sixteen layers of float32, each in another order
@@ -139,14 +140,13 @@ def check(got: Any, want: np.ndarray) -> dict[str, Any]:
 
 
 def plan_row(report: Report, step: layers.Step, labels: dict[str, Any]) -> dict[str, Any]:
-    """The launches of one evaluation recorded and replayed, by graph on a GPU; it must give the same logits.
-
-    A training step is more than its launches (a host decides things in between), so it has no such row yet.
-    """
+    """The launches of an evaluation or a step, recorded and replayed, by graph on a GPU; the same logits or loss."""
+    engine = launches.engine("native" if report.device.startswith("cuda") else "sim")
     if labels["mode"] == "training":
-        return {"skipped": "a training step is not a plan of launches alone"}
+        with engine:
+            return captured_row(report, step)
     run = ours(step, report.device, False)
-    with launches.engine("native" if report.device.startswith("cuda") else "sim"):
+    with engine:
         run()
         with launch.recording() as plan:
             logits = run()
@@ -158,6 +158,25 @@ def plan_row(report: Report, step: layers.Step, labels: dict[str, Any]) -> dict[
         logits[...] = np.nan
         result = columns(plan.replay, report, step)
     return {**check(logits, want), **result, "launches": len(plan)}
+
+
+def captured_row(report: Report, step: layers.Step) -> dict[str, Any]:
+    """A CapturedStep's time, and its third loss, the first of a replay, beside that of an ordinary step."""
+    losses = []
+    for kind in (Step, CapturedStep):
+        model, images, labels = inputs(step, report.device)
+        stepper = kind(model, optim.SGD(model.parameters(), lr=RATE, momentum=0.9))
+        run = partial(take_step, stepper, images, labels)
+        losses.append([devices.to_numpy(run()).copy() for _ in range(3)][-1])
+    assert isinstance(stepper, CapturedStep)
+    return {**check(losses[1], losses[0]), **columns(run, report, step), "launches": stepper.launches}
+
+
+def take_step(stepper: Step, images: Any, labels: Any) -> Any:
+    """One training step; its loss."""
+    loss, _ = stepper.backward(images, labels)
+    stepper.update()
+    return loss.data
 
 
 def columns(run: Callable[[], Any], report: Report, step: layers.Step) -> dict[str, Any]:

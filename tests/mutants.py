@@ -603,8 +603,8 @@ OF_KERNELS = (
     Mutant(
         "update_momentum_of_the_first_step",
         "update.cu",
-        "velocity[0] = step.first ? g : run_mean(velocity[0], g, step.momentum, step.gradient_share);",
-        "velocity[0] = run_mean(step.first ? 0.0f : velocity[0], g, step.momentum, step.gradient_share);",
+        "velocity[0] = step.first != 0.0f ? g : run_mean(velocity[0], g, step.momentum, step.gradient_share);",
+        "velocity[0] = run_mean(step.first != 0.0f ? 0.0f : velocity[0], g, step.momentum, step.gradient_share);",
         "test_update_kernels.py -k test_as_in_float64_on_the_cpu and momentum",
     ),
     Mutant(
@@ -613,6 +613,27 @@ OF_KERNELS = (
         "variance = rest < 0.0f ? 0.0f : rest;",
         "variance = rest;",
         "test_update_kernels.py -k test_constant_gradients_have_no_variance",
+    ),
+    Mutant(
+        "update_l1_decay_of_zero",
+        "update.cu",
+        "p < 0.0f ? -1.0f : p);",
+        "-1.0f);",
+        "test_update_kernels.py -k test_l1_decay_on_the_device",
+    ),
+    Mutant(
+        "update_repeats_its_numbers",
+        "update.cu",
+        "return now ? *reinterpret_cast<const Step*>(now) : given;",
+        "return given;",
+        "test_captured_step.py -k test_optimisers and sgd",
+    ),
+    Mutant(
+        "dropout_repeats_its_stream",
+        "dropout.cu",
+        "offset += stream[1];",
+        "offset += 0 * stream[1];",
+        "test_captured_step.py -k test_replays_without_refresh",
     ),
 )
 

@@ -57,6 +57,8 @@ class Conv1d(Conv2d):
 
 
 class Conv3d(Function):
+    launches = False
+
     def __init__(self, shape: Conv3dShape, algorithm: str, workspace_limit: int | None) -> None:
         self.shape = shape
         self.choice: dict[str, Any] = {"algorithm": algorithm, "workspace_limit": workspace_limit}
@@ -77,6 +79,8 @@ class Conv3d(Function):
 
 
 class ConvTranspose2d(Function):
+    launches = False
+
     def __init__(self, shape: ConvShape, algorithm: str, workspace_limit: int | None) -> None:
         self.shape = shape
         self.choice: dict[str, Any] = {"algorithm": algorithm, "workspace_limit": workspace_limit}

@@ -33,6 +33,8 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
     Raises TypeError for an argument of another kind, dtype or layout, ValueError for a number out of range or a grid
     that is too large, SimulatorError for what the simulator finds, and RuntimeError for a launch that a GPU refuses.
     """
+    if plan.is_refreshing():
+        return
     entry = find(kernel)
     blocks = _grid(entry, grid)
     bound = bind(entry, arguments)

@@ -64,6 +64,7 @@ from gpucnn.ops.loss import multi_margin_backward as multi_margin_backward
 from gpucnn.ops.loss import multi_margin_forward as multi_margin_forward
 from gpucnn.ops.normalization import batch_norm_apply as batch_norm_apply
 from gpucnn.ops.normalization import batch_norm_backward as batch_norm_backward
+from gpucnn.ops.normalization import batch_norm_count as batch_norm_count
 from gpucnn.ops.normalization import batch_norm_running as batch_norm_running
 from gpucnn.ops.normalization import batch_norm_statistics as batch_norm_statistics
 from gpucnn.ops.normalization import local_response_norm_backward as local_response_norm_backward
@@ -92,7 +93,6 @@ from gpucnn.ops.shapes import pool_shape as pool_shape
 from gpucnn.ops.update import adadelta_update as adadelta_update
 from gpucnn.ops.update import adagrad_update as adagrad_update
 from gpucnn.ops.update import adam_update as adam_update
-from gpucnn.ops.update import add_l1_decay as add_l1_decay
 from gpucnn.ops.update import global_norm as global_norm
 from gpucnn.ops.update import rmsprop_update as rmsprop_update
 from gpucnn.ops.update import sgd_update as sgd_update
