@@ -131,6 +131,7 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.forward,
         ),
         im2col=(conv_im2col.supports, conv_im2col.forward_workspace, conv_im2col.forward),
+        fft=(conv_fft.supports, conv_fft.forward_workspace, conv_fft.forward),
     ),
     "conv2d_backward_input": _table(
         direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.backward_input),
@@ -140,6 +141,7 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.backward_input,
         ),
         im2col=(conv_im2col.supports, conv_im2col.backward_input_workspace, conv_im2col.backward_input),
+        fft=(conv_fft.supports, conv_fft.backward_input_workspace, conv_fft.backward_input),
     ),
     "conv2d_backward_weight": _table(
         direct=(conv_direct.supports, conv_direct.backward_weight_workspace, conv_direct.backward_weight),
@@ -149,6 +151,7 @@ KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             conv_implicit_gemm.backward_weight,
         ),
         im2col=(conv_im2col.supports, conv_im2col.backward_weight_workspace, conv_im2col.backward_weight),
+        fft=(conv_fft.supports, conv_fft.backward_weight_workspace, conv_fft.backward_weight),
     ),
 }
 
