@@ -49,13 +49,14 @@ __device__ __forceinline__ void transform_column(const float* images, const FftT
     const int first = max(0, -at.row), end = inside ? min(t.extent_h, t.height - at.row) : 0;
     const float* source = images + at.image * strides.image + at.channel * strides.channel + at.row * strides.row +
                           w * strides.column;
-    const int step = static_cast<int>(strides.row);  // an image spans fewer than 2^31 elements
     float2 z[T / 2];
 #pragma unroll
-    for (int i = 0; i < T / 2; ++i) {
-        z[i].x = 2 * i >= first && 2 * i < end ? source[2 * i * step] * t.scale : 0.0f;
-        z[i].y = 2 * i + 1 >= first && 2 * i + 1 < end ? source[(2 * i + 1) * step] * t.scale : 0.0f;
+    for (int i = 0; i < T; ++i, source += strides.row) {
+        const float value = i >= first && i < end ? *source : 0.0f;
+        (i % 2 ? z[i / 2].y : z[i / 2].x) = value;
     }
+#pragma unroll
+    for (int i = 0; i < T / 2; ++i) z[i] = make_float2(z[i].x * t.scale, z[i].y * t.scale);
     transform_real(z);
 #pragma unroll
     for (int row = 0; row < T / 2; ++row) store2(tile + FftTile<T>::place(item, row, column), z[row]);
@@ -100,15 +101,26 @@ __device__ __forceinline__ void invert_column(const float* tile, float* images, 
     invert_real(z);
     const int w = at.column + column;
     if (!at.exists || column >= t.step_w || w >= t.width) return;
-    const float offset = bias ? bias[at.channel] : 0.0f;
+    const float offset = bias ? bias[at.channel] : 0.0f, least = t.relu ? 0.0f : -INFINITY;
     const int rows = min(t.step_h, t.height - at.row);
     const int64 plane = static_cast<int64>(at.image) * t.channels + at.channel;
     float* target = images + (plane * t.height + at.row) * t.width + w;
 #pragma unroll
-    for (int i = 0; i < T; ++i) {
+    for (int i = 0; i < T; ++i, target += t.width) {
         const float value = (i % 2 ? z[i / 2].y : z[i / 2].x) + offset;
-        if (i < rows) target[i * t.width] = t.relu && value < 0.0f ? 0.0f : value;
+        if (i < rows) *target = value < least ? least : value;  // NaN stays
     }
+}
+
+// A row of the spectra of an item: its first bin at `source`, `pitch` floats to the next; added to z if ADD.
+template <int T, bool ADD>
+__device__ __forceinline__ void load_row(const float* source, int64 pitch, int row, float2 (&z)[T], float2 (&parts)[2]) {
+#pragma unroll
+    for (int q = 0; q < T; ++q, source += pitch) z[q] = ADD ? add(z[q], load2(source)) : load2(source);
+    if (row > 0) return;
+    source += (FftTile<T>::BINS - 2 - T) * pitch;
+#pragma unroll
+    for (int p = 0; p < 2; ++p, source += pitch) parts[p] = ADD ? add(parts[p], load2(source)) : load2(source);
 }
 
 template <int T>
@@ -120,15 +132,11 @@ __device__ __forceinline__ void invert_tiles(const float* spectra, float* images
     const float* source = spectra + row * T * pitch + 2 * (blockIdx.x * Tile::ITEMS + item);
     const bool exists = blockIdx.x * Tile::ITEMS + item < t.items;
     float2 z[T] = {}, parts[2] = {};
+    if (exists) {
+        load_row<T, false>(source, pitch, row, z, parts);
 #pragma unroll 1
-    for (int split = 0; exists && split < t.splits; ++split) {
-        const float* bin = source + split * (Tile::BINS * pitch);
-#pragma unroll
-        for (int q = 0; q < T; ++q, bin += pitch) z[q] = add(z[q], load2(bin));
-        if (row > 0) continue;
-        bin += (Tile::BINS - 2 - T) * pitch;
-        parts[0] = add(parts[0], load2(bin));
-        parts[1] = add(parts[1], load2(bin + pitch));
+        for (int split = 1; split < t.splits; ++split)
+            load_row<T, true>(source + split * (Tile::BINS * pitch), pitch, row, z, parts);
     }
     if (row == 0) join_row(z, parts);
     invert(z);
@@ -156,4 +164,4 @@ __device__ __forceinline__ void invert_tiles(const float* spectra, float* images
 
 FFT_TILES(16, 8)
 FFT_TILES(32, 4)
-FFT_TILES(64, 2)
+FFT_TILES(64, 3)

@@ -1,6 +1,6 @@
 """Convolution through the Fourier transform: the algorithm "fft" (Mathieu et al., ICLR 2014).
 
-A product of spectra instead of a sum over the kernel's taps, on tiles of the images whose results overlap (overlap-save).
+A product of spectra instead of a sum over the kernel's taps, on tiles of the images that overlap (overlap-save).
 On the CPU csrc/conv2d_fft.cpp computes it. Where kernels run, tiles of images, filters and gradients are transformed
 (kernels/fft_tiles.cu), multiplied as one complex matrix product a frequency (kernels/fft_multiply.cu), and transformed
 back; images are taken in chunks, so that the spectra keep a limit of memory.
@@ -43,7 +43,7 @@ def workspace_bytes(shape: ConvShape, dtype: np.dtype) -> int:
 
 
 class Correlation(NamedTuple):
-    """out (N,filters,…) = images (N,channels,…) correlated with filters (filters,channels,…) at a padding, maybe < 0."""
+    """out (N,filters,…) = images (N,channels,…) correlated with filters (filters,channels,…); a padding may be < 0."""
 
     channels: int
     filters: int
