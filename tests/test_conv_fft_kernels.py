@@ -165,7 +165,8 @@ def test_values_that_are_not_finite_stay_in_their_tile(device):
             assert_same_bits(devices.to_numpy(result)[image], devices.to_numpy(want)[image])
 
 
-def test_an_image_does_not_disturb_another(device):
+def test_an_image_does_not_disturb_another(device, use_tile):
+    use_tile(32)
     x, weight, bias, gy, shape = make(ConvCase((2, 3, 20, 20), (4, 3, 5, 5)))
     alone = ops.conv2d_forward(*on(device, x[1:], weight, bias), shape._replace(N=1), "fft")
     x[0] *= 1e20
@@ -219,7 +220,8 @@ def test_weight_gradient_of_many_tiles(splits, device, monkeypatch):
 @parametrize(
     {"tiles": ConvCase((5, 3, 37, 20), (4, 3, 3, 3), padding=1), "one_tile": ConvCase((7, 3, 9, 9), (5, 3, 2, 2))}
 )
-def test_chunks_of_images_give_the_same_bits(case, device):
+def test_chunks_of_images_give_the_same_bits(case, device, use_tile):
+    use_tile(16)
     x, weight, bias, gy, shape = make(case)
     x, weight, bias, gy = on(device, x, weight, bias, gy)
     y, gx, _ = passes(x, weight, bias, gy, shape)
@@ -340,11 +342,21 @@ def test_counters_of_the_product(device, use_tile):
     ],
 )
 def test_choice_of_tiles(sizes, kernel, padding, want):
-    shape = ops.conv_shape((2, 8, *sizes), (8, 8, kernel, kernel), padding=padding)
-    assert conv_fft.choose_tiling(conv_fft.forward_correlation(shape)) == want
+    shape = ops.conv_shape((128, 128, *sizes), (128, 128, kernel, kernel), padding=padding)
+    limit = 1 << 30
+    assert conv_fft.choose_tiling(conv_fft.forward_correlation(shape), shape.N, limit) == want
     # Where all of gy fits a tile, its gradient takes no more of them.
     if want[1] == (1, 1):
-        assert conv_fft.choose_tiling(conv_fft.backward_correlation(shape)).count == (1, 1)
+        assert conv_fft.choose_tiling(conv_fft.backward_correlation(shape), shape.N, limit).grid == (1, 1)
+
+
+def test_choice_of_tiles_for_few_images_and_little_memory():
+    shape = ops.conv_shape((1, 512, 57, 57), (512, 512, 5, 5), padding=2)
+    correlation = conv_fft.forward_correlation(shape)
+    assert conv_fft.choose_tiling(correlation, 128, 1 << 34).size == 64  # one tile an image
+    assert conv_fft.choose_tiling(correlation, 1, 1 << 34).size == 16  # most of the spectra are the filters'
+    assert conv_fft.choose_tiling(correlation, 128, 1 << 31).size == 16  # those of 64 x 64 take 4 GB
+    assert conv_fft.choose_tiling(correlation, 128, 0).size == 16  # the least
 
 
 @pytest.mark.parametrize(

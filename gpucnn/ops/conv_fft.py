@@ -9,6 +9,7 @@ A value that is not finite spoils the whole tile that reads it (in backward_weig
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ MAX_KERNEL = 32  # a tile of 64 then has at least 33 × 33 results
 WORKSPACE_LIMIT = 1 << 28  # bytes of all spectra, or what one image needs
 FFT_THREADS = 128
 FULL_GPU = 264  # blocks that occupy a large GPU, two for each multiprocessor
+MOVED = 32  # products in the time that a number of a spectrum takes to be written and read
 SPLIT_TERMS = 256  # tiles that a split sums at least
 Pair = tuple[int, int]
 
@@ -54,10 +56,10 @@ class Correlation(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """Tiles of size × size, `count` along each axis, of which `step` results are kept."""
+    """Tiles of size × size, `grid` of them along the axes, of which `step` results are kept."""
 
     size: int
-    count: Pair
+    grid: Pair
     step: Pair
 
     @property
@@ -67,7 +69,7 @@ class Tiling(NamedTuple):
 
     @property
     def of_image(self) -> int:
-        return self.count[0] * self.count[1]
+        return self.grid[0] * self.grid[1]
 
 
 def forward_correlation(shape: ConvShape) -> Correlation:
@@ -81,10 +83,23 @@ def backward_correlation(shape: ConvShape) -> Correlation:
     return Correlation(shape.K, shape.C, (shape.P, shape.Q), (shape.H, shape.W), (shape.R, shape.S), padding)
 
 
-def choose_tiling(c: Correlation) -> Tiling:
-    """The size of the least tiles · size², numbers that spectra have; the smallest of equal ones."""
+def choose_tiling(c: Correlation, images: int, limit: int | None = None) -> Tiling:
+    """The tiles of the least cost whose spectra of one image keep the limit, else those of the least memory.
+
+    The cost counts what grows with size²: products, and numbers of the spectra, of which a GPU moves one while it
+    computes about MOVED products. It prefers small tiles for few images, whose filters are most of the work.
+    """
     able = [tiling(c, size) for size in TILES if size >= max(c.kernel)]
-    return min(able, key=lambda tiles: tiles.of_image * tiles.size**2)
+    limit = WORKSPACE_LIMIT if limit is None else limit
+    keeping = [tiles for tiles in able if _correlation_bytes(c, tiles, 1) <= limit]
+    return (
+        min(keeping, key=partial(_cost, c, images)) if keeping else min(able, key=lambda t: _correlation_bytes(c, t, 1))
+    )
+
+
+def _cost(c: Correlation, images: int, tiles: Tiling) -> int:
+    count, filters = images * tiles.of_image, c.channels * c.filters
+    return tiles.size**2 * (count * filters + MOVED * (count * (c.channels + c.filters) + filters))
 
 
 def tiling(c: Correlation, size: int) -> Tiling:
@@ -109,17 +124,15 @@ def _even(count: int) -> int:
     return count + count % 2
 
 
-def _filter_bytes(c: Correlation, tiles: Tiling) -> int:
-    return 8 * tiles.bins * c.channels * _even(c.filters)
-
-
-def _chunk_bytes(c: Correlation, tiles: Tiling, images: int) -> int:
-    return 8 * tiles.bins * _even(images * tiles.of_image) * (c.channels + c.filters)
+def _correlation_bytes(c: Correlation, tiles: Tiling, images: int) -> int:
+    """Spectra of the filters, and of a chunk of images and of their results."""
+    filters = c.channels * _even(c.filters)
+    return 8 * tiles.bins * (filters + _even(images * tiles.of_image) * (c.channels + c.filters))
 
 
 def _images(c: Correlation, tiles: Tiling, images: int, limit: int | None) -> int:
-    """How many images' spectra keep the limit together with those of the filters."""
-    left = (WORKSPACE_LIMIT if limit is None else limit) - _filter_bytes(c, tiles)
+    """How many images a chunk may have within the limit, at least one."""
+    left = (WORKSPACE_LIMIT if limit is None else limit) - _correlation_bytes(c, tiles, 0)
     fitting = left // (8 * tiles.bins * (c.channels + c.filters)) // 2 * 2 // tiles.of_image
     return max(1, min(images, fitting))
 
@@ -127,8 +140,8 @@ def _images(c: Correlation, tiles: Tiling, images: int, limit: int | None) -> in
 def _correlation_workspace(c: Correlation, images: int, limit: int | None) -> int:
     if images == 0:
         return 0
-    tiles = choose_tiling(c)
-    return _filter_bytes(c, tiles) + _chunk_bytes(c, tiles, _images(c, tiles, images, limit))
+    tiles = choose_tiling(c, images, limit)
+    return _correlation_bytes(c, tiles, _images(c, tiles, images, limit))
 
 
 def forward_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
@@ -160,18 +173,20 @@ def _correlate(
     """out = images correlated with filters (filters,channels,R,S), plus bias, ReLU; images and filters by strides."""
     if len(images) == 0:
         return
-    tiles = choose_tiling(c)
-    single = Tiling(tiles.size, (1, 1), (1, 1))
-    wide, chunk = _even(c.filters), _images(c, tiles, len(images), limit)
-    filter_spectra = _spectra(out, tiles, c.channels, wide)
-    _transform(operation, filters, filter_spectra, single, (0, 0), tiles.size**-2)
-    for first in range(0, len(images), chunk):
-        part, result = images[first : first + chunk], out[first : first + chunk]
+    tiles = choose_tiling(c, len(images), limit)
+    filter_spectra = _spectra(out, tiles, c.channels, _even(c.filters))
+    _transform(operation, filters, filter_spectra, Tiling(tiles.size, (1, 1), (1, 1)), (0, 0), tiles.size**-2)
+    chunk = _images(c, tiles, len(images), limit)
+
+    def compute(part: Any, result: Any) -> None:  # a function, so that its arrays are free before the next chunk's
         width = _even(len(part) * tiles.of_image)
         spectra, products = (_spectra(out, tiles, count, width) for count in (c.channels, c.filters))
         _transform(operation, part, spectra, tiles, c.padding)
         _multiply(spectra, filter_spectra, products)
         _invert(products, result, bias, tiles, relu)
+
+    for first in range(0, len(images), chunk):
+        compute(images[first : first + chunk], out[first : first + chunk])
 
 
 class _WeightPlan(NamedTuple):
@@ -184,7 +199,7 @@ class _WeightPlan(NamedTuple):
 def _weight_plan(shape: ConvShape, limit: int | None) -> _WeightPlan:
     """How backward_weight divides its sum over all tiles: splits side by side, and chunks one after the other."""
     limit = WORKSPACE_LIMIT if limit is None else limit
-    tiles = choose_tiling(forward_correlation(shape))
+    tiles = choose_tiling(forward_correlation(shape), shape.N, limit)
     channels, filters = _even(shape.C), _even(shape.K)
     plane = 8 * tiles.bins * shape.K * channels
     wanted = min(-(-FULL_GPU // (_product_tile(channels, filters)[1] * tiles.bins)),
@@ -208,13 +223,16 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit:
     tiles, splits, chunk, _ = _weight_plan(shape, workspace_limit)
     channels, filters = _even(shape.C), _even(shape.K)
     sums = _spectra(gw, tiles, shape.K, channels, splits)
-    for first in range(0, shape.N, chunk):
-        images, gradients = x[first : first + chunk], gy[first : first + chunk]
-        count = len(images) * tiles.of_image
+
+    def add(images: Any, gradients: Any, first: bool) -> None:  # a function, as in _correlate
+        count, operation = len(images) * tiles.of_image, "conv2d_backward_weight"
         x_spectra, gy_spectra = (_spectra(gw, tiles, count, width) for width in (channels, filters))
-        _transform("conv2d_backward_weight", images, x_spectra, tiles, shape.padding, channels_fast=True)
-        _transform("conv2d_backward_weight", gradients, gy_spectra, tiles, (0, 0), tiles.size**-2, True, tiles.step)
-        _multiply(x_spectra, gy_spectra, sums, add=first > 0)
+        _transform(operation, images, x_spectra, tiles, shape.padding, channels_fast=True)
+        _transform(operation, gradients, gy_spectra, tiles, (0, 0), tiles.size**-2, True, tiles.step)
+        _multiply(x_spectra, gy_spectra, sums, add=not first)
+
+    for start in range(0, shape.N, chunk):
+        add(x[start : start + chunk], gy[start : start + chunk], start == 0)
     single = Tiling(tiles.size, (1, 1), (shape.R, shape.S))
     _invert(sums, gw, None, single, channels_fast=True)
 
@@ -260,7 +278,7 @@ def _tiles(
     N, C, H, W = images
     splits, _, rows, width, _ = spectra.shape
     counts = C, N * tiles.of_image, int(channels_fast), H, W
-    divisors = divisor(width), divisor(tiles.of_image), divisor(tiles.count[1])
+    divisors = divisor(width), divisor(tiles.of_image), divisor(tiles.grid[1])
     return *counts, *origin, *tiles.step, *extent, rows * width, splits, int(relu), divisors, scale
 
 
