@@ -42,7 +42,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "conv2d_backward_weight_depthwise": ("LDG.E.128",),
     "fft_tiles_": ("STS.64", "LDS.64", "STG.E.64"),
     "fft_inverse_tiles_": ("LDG.E.64", "STS.64", "LDS.64"),
-    "fft_multiply_": ("LDGSTS.E.BYPASS.128", "LDS.128", "STG.E.128"),
+    "fft_multiply_": ("LDGSTS.E.128", "LDS.128", "STG.E.128"),
     "relu_": ("LDG.E.128", "STG.E.128"),
     "dropout": ("LDG.E.128", "STG.E.128"),
     "batch_norm_apply": ("LDG.E.128", "STG.E.128"),

@@ -185,11 +185,11 @@ def test_bias_and_relu_in_the_same_pass(device):
     assert_same_bits(clipped, np.where(plain < 0, np.float32(0), plain))
 
 
-@pytest.mark.parametrize(("name", "rows", "columns"), [("32x32", 32, 32), ("128x64", 128, 64)])
-def test_products_with_tails(name, rows, columns, device, use_tile, monkeypatch):
+@pytest.mark.parametrize("name", conv_fft.PRODUCT_TILES)
+def test_products_with_tails(name, device, use_tile, monkeypatch):
     """More rows, columns and terms than a tile."""
     use_tile(16)
-    monkeypatch.setattr(conv_fft, "_product_tile", lambda m, n: (name, -(-m // rows) * -(-n // columns)))
+    monkeypatch.setattr(conv_fft, "_product_tile", lambda rows, columns: name)
     assert_bounded(ConvCase((131, 9, 2, 3), (67, 9, 2, 2)), device)
 
 
@@ -215,6 +215,9 @@ def test_weight_gradient_of_many_tiles(splits, device, monkeypatch):
         assert (conv_fft._weight_plan(shape, limit).images < 9) == (limit is not None)
         conv_fft.backward_weight(*on(device, x, gy), gw, shape, workspace_limit=limit)
         assert_relative_l2(devices.to_numpy(gw), want, 1e-6)
+    x *= rng.choice([-1, 1], x.shape).astype(np.float32)  # |gw| is far smaller than its terms
+    want = reference.conv2d_backward_weight(x, gy, shape.weight, padding=1)
+    assert_relative_l2(devices.to_numpy(ops.conv2d_backward_weight(*on(device, x, gy), shape, "fft")), want, 2e-6)
 
 
 @parametrize(
@@ -277,12 +280,30 @@ def test_kernels_are_sound(device, use_tile):
     assert_sound(lambda: passes(*moved, shape), device)
 
 
-@pytest.mark.parametrize("tile", [32, 64])
-def test_large_tiles_are_sound(tile, device, use_tile):
-    use_tile(tile)
-    x, weight, bias, _, shape = make(ConvCase((1, 1, 5, 4), (1, 1, 2, 3), padding=1))
-    moved = on(device, x, weight, bias)
-    assert_sound(lambda: ops.conv2d_forward(*moved, shape, "fft"), device)
+@tiles
+def test_transforms_are_sound_and_inverses(tile, device, rng):
+    """Of images in tiles with a gap at the end, and back: the images again."""
+    images = rng.standard_normal((1, 3, tile + 3, 5)).astype(np.float32)
+    x = on(device, images)[0]
+    cut = conv_fft.Tiling(tile, (2, 1), (tile, 7))
+
+    def run():
+        spectra, result = conv_fft._spectra(x, cut, 3, 2), devices.empty(x.shape, FLOAT, x)
+        conv_fft._transform("test", x, spectra, cut, (0, 0), tile**-2)
+        conv_fft._invert(spectra, result, None, cut)
+        return result
+
+    assert_close(devices.to_numpy(run()), images, 4 * 2.0**-23)
+    assert_sound(run, device)
+
+
+def test_largest_tiles_fit_the_smallest_shared_memory(device, use_tile):
+    """64 KB of dynamic shared memory, all that sm_75 has."""
+    if device != "sim":
+        pytest.skip("the simulator takes any architecture's limit")
+    use_tile(64)
+    with simulator.configured(architecture="sm_75"):
+        assert_bounded(CONV_CASES["vgg"], device)
 
 
 def counters(device, run):
@@ -325,6 +346,8 @@ def test_counters_of_the_product(device, use_tile):
     assert product.barriers == 130 * 16 // 8
     requests, _, wavefronts, _ = total(product, "shared", writes=False)
     assert wavefronts == 2 * requests
+    _, _, wavefronts, least = total(product, "shared", writes=True)
+    assert wavefronts == least
     assert total(product, "global", writes=False)[1] == 8 * 130 * 16 * (128 + 64)
     assert total(product, "global", writes=True)[1] == 8 * 130 * 128 * 64
 

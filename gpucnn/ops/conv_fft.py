@@ -202,8 +202,8 @@ def _weight_plan(shape: ConvShape, limit: int | None) -> _WeightPlan:
     tiles = choose_tiling(forward_correlation(shape), shape.N, limit)
     channels, filters = _even(shape.C), _even(shape.K)
     plane = 8 * tiles.bins * shape.K * channels
-    wanted = min(-(-FULL_GPU // (_product_tile(channels, filters)[1] * tiles.bins)),
-                 -(-shape.N * tiles.of_image // SPLIT_TERMS))  # fmt: skip
+    blocks = _product_tiles(_product_tile(channels, filters), channels, filters) * tiles.bins
+    wanted = min(-(-FULL_GPU // blocks), -(-shape.N * tiles.of_image // SPLIT_TERMS))
     splits = max(1, min(wanted, limit // 4 // plane))
     image = 8 * tiles.bins * tiles.of_image * (channels + filters)
     images = max(1, min(shape.N, (limit - splits * plane) // image))
@@ -296,17 +296,26 @@ def _strided(operation: str, array: Any, tile: int) -> tuple[Any, tuple[int, ...
     return array, strides
 
 
-def _product_tile(rows: int, columns: int) -> tuple[str, int]:
-    """(kernel, tiles of one bin) of a product: large tiles, unless they would be mostly empty."""
-    large, small = (-(-rows // m) * -(-columns // n) for m, n in ((128, 64), (32, 32)))
-    return ("128x64", large) if large * 128 * 64 <= 1.5 * small * 32 * 32 else ("32x32", small)
+PRODUCT_TILES = {"128x64": (128, 64), "32x32": (32, 32)}
+
+
+def _product_tile(rows: int, columns: int) -> str:
+    """The kernel of a product: large tiles, unless they would be mostly empty."""
+    large, small = (m * n * _product_tiles(name, rows, columns) for name, (m, n) in PRODUCT_TILES.items())
+    return "128x64" if large <= 1.5 * small else "32x32"
+
+
+def _product_tiles(name: str, rows: int, columns: int) -> int:
+    """Tiles of one bin."""
+    m, n = PRODUCT_TILES[name]
+    return -(-rows // m) * -(-columns // n)
 
 
 def _multiply(a: Any, b: Any, c: Any, add: bool = False) -> None:
     """c (splits,bins,n,m) = Σ_k a (bins,k,m) · conj(b (bins,k,n)), added to c if `add`."""
     _, bins, terms, rows, _ = a.shape
     columns, splits = b.shape[3], c.shape[0]
-    kernel, blocks = _product_tile(rows, columns)
-    split_terms = -(-terms // splits)
-    launch(f"fft_multiply_{kernel}", blocks * bins * splits, a, b, c,
-           (rows, columns, terms, bins, c.shape[2], splits, split_terms, int(add)))  # fmt: skip
+    name = _product_tile(rows, columns)
+    tiles = _product_tiles(name, rows, columns)
+    launch(f"fft_multiply_{name}", tiles * bins * splits, a, b, c,
+           (rows, columns, terms, bins, c.shape[2], splits, -(-terms // splits), int(add)))  # fmt: skip
