@@ -140,6 +140,7 @@ KERNEL_ALGORITHMS = _table(
     im2col=_kernels(conv_im2col),
     winograd=_kernels(conv_winograd),
     winograd4=_kernels(conv_winograd4),
+    fft=_kernels(conv_fft),
 )
 
 
