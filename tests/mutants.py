@@ -157,8 +157,8 @@ GENERAL = (
     ),
     Mutant(
         "no_wait_for_copies",
-        "gemm.cu",
-        "            copy_async_wait<0>();\n",
+        "tile.cuh",
+        "        copy_async_wait<0>();\n",
         "",
         "test_gemm_kernels.py -k test_tails_are_exact and 64x64",
     ),
@@ -172,8 +172,8 @@ GENERAL = (
     Mutant(
         "wrong_stage",
         "gemm.cu",
-        "right.copy(right_tiles[stage ^ 1], chunk - k - TERMS);",
-        "right.copy(right_tiles[stage], chunk - k - TERMS);",
+        "        right(distance);",
+        "        right(0);",
         "test_gemm_kernels.py -k test_tails_are_exact and 32x32",
     ),
 )
@@ -203,7 +203,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "gemm_one_chain_of_sums",
-        "gemm.cu",
+        "tile.cuh",
         "constexpr int CHUNK = 1024;",
         "constexpr int CHUNK = 1 << 20;",
         "test_gemm_kernels.py -k test_sums_of_100_000_terms",
@@ -211,8 +211,8 @@ OF_KERNELS = (
     Mutant(
         "gemm_terms_past_the_last",
         "tile.cuh",
-        "from + k, term + k < left);",
-        "from + k, term + k <= left);",
+        "pass < passes && term + k < terms);",
+        "pass < passes && term + k <= terms);",
         "test_gemm_kernels.py -k test_tails_are_exact and 32x32 and nt",
     ),
     Mutant(
@@ -232,8 +232,22 @@ OF_KERNELS = (
     Mutant(
         "forward_next_channel_not_counted",
         "conv2d_gather.cuh",
-        "            ++channels;\n",
+        "const int channels = next ? 0 : static_cast<int>(Tile::TERMS * strides.channel);",
+        "const int channels = 0;",
+        "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
+    ),
+    Mutant(
+        "forward_next_left_over_channel_not_counted",
+        "conv2d_gather.cuh",
+        "        source += channel * source_channel;\n",
         "",
+        "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
+    ),
+    Mutant(
+        "weights_packed_without_their_tap",
+        "conv2d_pack_weights.cu",
+        "(channel / CHANNELS * s.taps + tap) * CHANNELS",
+        "(channel / CHANNELS * s.taps) * CHANNELS + tap",
         "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
     ),
     Mutant(
@@ -251,8 +265,15 @@ OF_KERNELS = (
         "test_conv_kernels.py -k test_exact_on_integers and implicit_gemm and vgg",
     ),
     Mutant(
+        "backward_weight_tap_of_another_row",
+        "conv2d_backward_weight.cu",
+        "const int down = tap / s.S * s.dilation_h, right = tap % s.S * s.dilation_w;",
+        "const int down = tap / s.R * s.dilation_h, right = tap % s.R * s.dilation_w;",
+        "test_conv_kernels.py -k test_exact_on_integers and implicit_gemm and two_taps",
+    ),
+    Mutant(
         "backward_weight_one_chain_of_sums",
-        "conv2d_gemm.cuh",
+        "tile.cuh",
         "constexpr int CHUNK = 1024;",
         "constexpr int CHUNK = 1 << 20;",
         "test_conv_kernels.py -k test_long_sums_of_the_weight_gradient and one_split-implicit_gemm",
@@ -260,8 +281,8 @@ OF_KERNELS = (
     Mutant(
         "backward_weight_reads_past_the_last_filter",
         "conv2d_backward_weight.cu",
-        "gradient + index, pass < exist);",
-        "gradient + index, exists);",
+        "from, pass < filters);",
+        "from, exists);",
         "test_conv_kernels_use.py -k test_kernels_are_sound and implicit_gemm",
     ),
     Mutant(
