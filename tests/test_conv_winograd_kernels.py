@@ -415,7 +415,7 @@ def test_memory_traffic_of_the_weight_gradient(layout, device, monkeypatch):
     kernel = profiles["winograd_backward_weight_64x32x8"]
     blocks, tiles = 2 * 2, 2 * 4 * 8
     assert kernel.flops == blocks * 2 * 16 * 64 * 32 * tiles
-    assert kernel.barriers == 2 * blocks * (4 + 1 + 7)
+    assert kernel.barriers == 2 * blocks * (4 + 1 + 7 + 1)
     assert bytes_of(kernel, "global", True) == 2 * 72 * 40 * 9 * 4
     pixels = 2 * 2 * 40 * inside(4, 8, 1) * inside(8, 16, 1) * 4
     assert bytes_of(kernel, "global", False) == pixels + 2 * gy.nbytes
