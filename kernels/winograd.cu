@@ -76,7 +76,7 @@ struct TileLoader {
     __device__ __forceinline__ void finish(float* target) {
         if (!active()) return;
         transform_input(values);
-        target += term * ROWS + swizzled(term, row);
+        target += term * ROWS + swizzled<TERMS>(term, row);
 #pragma unroll
         for (int i = 0; i < COMPONENTS; ++i) target[i * TERMS * ROWS] = values[i];
     }

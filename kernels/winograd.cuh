@@ -10,7 +10,7 @@
 // A block's product has 32 rows × 64 columns of each of the 16 components, and TERMS terms at a step. Warp w computes
 // components 2w and 2w + 1, each lane 8 rows × 8 columns of both: 128 sums. Both operands lie in shared memory as
 // [component][term][row or column], where rows of term t are at `swizzled(t, row)`: four of them stay side by side for
-// LDS.128, and whether a warp's lanes are 32 rows of a term, or 8 terms × 4 rows, they write to 32 banks.
+// LDS.128, and whether a warp's lanes are 32 rows of a term, or ROWS / TERMS rows of every term, they write to 32 banks.
 #pragma once
 #include "conv2d.cuh"
 #include "tile.cuh"
@@ -53,7 +53,10 @@ __device__ __forceinline__ bool is_aligned8(const void* address) {
     return (reinterpret_cast<uint64_t>(address) & 7) == 0;
 }
 
-__device__ __forceinline__ int swizzled(int term, int index) { return index ^ term * 4; }
+template <int TERMS>
+__device__ __forceinline__ int swizzled(int term, int index) {
+    return index ^ term * (ROWS / TERMS);
+}
 
 // One dimension of BT, of four numbers `step` apart.
 __device__ __forceinline__ void transform_input_line(float* d, int step) {
@@ -109,14 +112,14 @@ __device__ __forceinline__ void multiply_components(const float* shared, int sta
     for (int component = 0; component < 2; ++component) {
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
-            const int term = component * TERMS + t;
+            const int term = component * TERMS + t, swizzle = swizzled<TERMS>(t, 0);
             // The upper bit of rows' swizzle only exchanges their groups.
-            const float* row = shared + swizzled(t & 3, left) + term * ROWS;
-            const float* column = shared + swizzled(COLUMNS_SWIZZLED ? t : 0, right) + term * COLUMNS;
+            const float* row = shared + (left ^ swizzle % GROUP_ROWS) + term * ROWS;
+            const float* column = shared + (COLUMNS_SWIZZLED ? right ^ swizzle : right) + term * COLUMNS;
             float rows[8], columns[8];
 #pragma unroll
             for (int g = 0; g < 2; ++g) {
-                unpack(load4(row + (g ^ t >> 2) * GROUP_ROWS), rows + 4 * g);
+                unpack(load4(row + (g ^ swizzle / GROUP_ROWS) * GROUP_ROWS), rows + 4 * g);
                 unpack(load4(column + g * GROUP_COLUMNS), columns + 4 * g);
             }
 #pragma unroll

@@ -97,7 +97,7 @@ struct PairLoader {
     }
     __device__ __forceinline__ void finish(float* left, float* right) {
         if (!active()) return;
-        const int term = this->term(), place = swizzled(term, row());
+        const int term = this->term(), place = swizzled<TERMS>(term, row());
         transform_input(pixels);
 #pragma unroll
         for (int i = 0; i < COMPONENTS; ++i) left[(i * TERMS + term) * ROWS + place] = pixels[i];

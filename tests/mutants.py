@@ -328,6 +328,13 @@ OF_KERNELS = (
         "test_conv_winograd_kernels.py -k test_exact_on_integers and 96KB-vgg",
     ),
     Mutant(
+        "winograd_without_swizzle",
+        "winograd.cuh",
+        "return index ^ term * (ROWS / TERMS);",
+        "return index;",
+        "test_conv_winograd_kernels.py -k test_memory_traffic and NHWC and 96KB",
+    ),
+    Mutant(
         "winograd_results_overwritten",
         "winograd.cuh",
         "if (round > 0) __syncthreads();  // the round before has been read",
