@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gpucnn import UnsupportedAlgorithm, ops
 from gpucnn import device as devices
-from gpucnn.launch import limits, simulator
+from gpucnn.launch import simulator
 from gpucnn.ops import conv_winograd
 from gpucnn.ops.shapes import conv_shape
 from tests import reference
@@ -48,7 +48,7 @@ CASES = {
 @pytest.fixture(params=[96, 48], ids=["96KB", "48KB"])
 def form(request, monkeypatch):
     """Both forms of the kernels, whatever the device allows: terms at a step."""
-    monkeypatch.setattr(limits, "shared_bytes", lambda array: request.param << 10)
+    monkeypatch.setattr(conv_winograd, "shared_limit", lambda array: request.param << 10)
     return request.param // 12
 
 
@@ -101,7 +101,7 @@ def test_exact_on_integers(case, form, device):
 def test_any_shape_is_exact(device, N, size, C, K, groups, padding, memory):
     assume(all(n + 2 * p >= 3 for n, p in zip(size, padding, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "shared_bytes", lambda array: memory << 10)
+        patch.setattr(conv_winograd, "shared_limit", lambda array: memory << 10)
         assert_exact(ConvCase((N, groups * C, *size), (groups * K, C, 3, 3), padding=padding, groups=groups), device)
 
 

@@ -4,6 +4,7 @@ from gpucnn.launch.dispatch import Strided as Strided
 from gpucnn.launch.dispatch import grid_for as grid_for
 from gpucnn.launch.dispatch import launch as launch
 from gpucnn.launch.dispatch import max_pointers as max_pointers
+from gpucnn.launch.dispatch import shared_limit as shared_limit
 from gpucnn.launch.plan import Plan as Plan
 from gpucnn.launch.plan import recording as recording
 from gpucnn.launch.simulator import SimulatorError as SimulatorError
