@@ -70,14 +70,13 @@ struct TileLoader {
     __device__ __forceinline__ bool active() const { return TERMS * ROWS == WINOGRAD_THREADS || threadIdx.x < TERMS * ROWS; }
     __device__ __forceinline__ void load(int channel, const WinogradShape& s, const ImageStrides& strides) {
         if (!active()) return;
-        load_tile<4>(source, channel + term < s.channels ? bits : 0, static_cast<int>(strides.row),
-                     static_cast<int>(strides.column), values);
+        load_tile<4>(source, channel + term < s.channels ? bits : 0, opaque(strides.row), opaque(strides.column), values);
         source += step;
     }
     __device__ __forceinline__ void finish(float* target) {
         if (!active()) return;
         transform_input(values);
-        target += term * ROWS + swizzled(term, row);
+        target += term * ROWS + swizzled<TERMS>(term, row);
 #pragma unroll
         for (int i = 0; i < COMPONENTS; ++i) target[i * TERMS * ROWS] = values[i];
     }
@@ -147,13 +146,12 @@ __device__ __forceinline__ void convolve(const float* x, const float* u, const f
 #pragma unroll 1
         for (int channel = begin - TERMS, stage = 1; channel < end; channel += TERMS, stage ^= 1) {
             float* next = shared + (stage ^ 1) * Stage<TERMS>::FLOATS;
-            const float* now = shared + stage * Stage<TERMS>::FLOATS;
             const bool more = channel + TERMS < end;
             if (more) {
                 filters.load(next + Stage<TERMS>::LEFT, channel + TERMS);
                 tiles.load(channel + TERMS, s, strides);
             }
-            if (channel >= begin) multiply_components<TERMS, false>(now, now + Stage<TERMS>::LEFT, sums);
+            if (channel >= begin) multiply_components<TERMS, false>(shared, stage * Stage<TERMS>::FLOATS, sums);
             if (more) {
                 tiles.finish(next);
                 filters.finish(next + Stage<TERMS>::LEFT);

@@ -10,7 +10,7 @@
 // A block's product has 32 rows × 64 columns of each of the 16 components, and TERMS terms at a step. Warp w computes
 // components 2w and 2w + 1, each lane 8 rows × 8 columns of both: 128 sums. Both operands lie in shared memory as
 // [component][term][row or column], where rows of term t are at `swizzled(t, row)`: four of them stay side by side for
-// LDS.128, and whether a warp's lanes are 32 rows of a term, or 8 terms × 4 rows, they write to 32 banks.
+// LDS.128, and whether a warp's lanes are 32 rows of a term, or ROWS / TERMS rows of every term, they write to 32 banks.
 #pragma once
 #include "conv2d.cuh"
 #include "tile.cuh"
@@ -53,7 +53,10 @@ __device__ __forceinline__ bool is_aligned8(const void* address) {
     return (reinterpret_cast<uint64_t>(address) & 7) == 0;
 }
 
-__device__ __forceinline__ int swizzled(int term, int index) { return index ^ term * 4; }
+template <int TERMS>
+__device__ __forceinline__ int swizzled(int term, int index) {
+    return index ^ term * (ROWS / TERMS);
+}
 
 // One dimension of BT, of four numbers `step` apart.
 __device__ __forceinline__ void transform_input_line(float* d, int step) {
@@ -79,11 +82,12 @@ __device__ __forceinline__ unsigned inside_bits(int h, int w, int height, int wi
 }
 
 // The pixels of SIZE × SIZE whose bits of a 4×4 tile are set, and zeros. Where pixels of a row are neighbours, their
-// places are constants in the instructions.
+// places are constants in the instructions. Strides are best not known to the compiler (`opaque`), which else keeps their
+// multiples in registers through the main loop.
 template <int SIZE>
 __device__ __forceinline__ void load_tile(const float* source, unsigned bits, int row, int column,
                                           float (&values)[SIZE * SIZE]) {
-    if (column == 1) {
+    if (SIZE == 4 && column == 1) {
 #pragma unroll
         for (int i = 0; i < SIZE; ++i, source += row) {
 #pragma unroll
@@ -96,25 +100,27 @@ __device__ __forceinline__ void load_tile(const float* source, unsigned bits, in
     }
 }
 
-// sums += Σ_term left[component][term][row] · right[component][term][column].
+// sums += Σ_term left[component][term][row] · right[component][term][column], of the stage at `stage` in shared memory.
 template <int TERMS, bool COLUMNS_SWIZZLED>
-__device__ __forceinline__ void multiply_components(const float* left, const float* right, Sums& sums) {
+__device__ __forceinline__ void multiply_components(const float* shared, int stage, Sums& sums) {
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
-    // Not known to the compiler, or it would keep the sums with each term's swizzle in registers.
-    const int lane_rows = opaque(lane_row(lane)), lane_columns = opaque(lane_column(lane));
-    left += 2 * warp * TERMS * ROWS;
-    right += 2 * warp * TERMS * COLUMNS;
+    // Not known to the compiler, or it would keep the places with each term's swizzle in registers through the loop. What
+    // is added to a lane's row or column are multiples of 32, which a swizzle does not touch.
+    const int left = stage + opaque(2 * warp * TERMS * ROWS + lane_row(lane));
+    const int right = stage + opaque(Stage<TERMS>::LEFT + 2 * warp * TERMS * COLUMNS + lane_column(lane));
 #pragma unroll
     for (int component = 0; component < 2; ++component) {
 #pragma unroll
         for (int t = 0; t < TERMS; ++t) {
-            const int term = component * TERMS + t, column = COLUMNS_SWIZZLED ? t : 0;
+            const int term = component * TERMS + t, swizzle = swizzled<TERMS>(t, 0);
+            // The upper bit of rows' swizzle only exchanges their groups.
+            const float* row = shared + (left ^ swizzle % GROUP_ROWS) + term * ROWS;
+            const float* column = shared + (COLUMNS_SWIZZLED ? right ^ swizzle : right) + term * COLUMNS;
             float rows[8], columns[8];
 #pragma unroll
             for (int g = 0; g < 2; ++g) {
-                // The swizzle's upper bit only exchanges the groups of rows.
-                unpack(load4(left + term * ROWS + swizzled(t & 3, lane_rows) + (g ^ t >> 2) * GROUP_ROWS), rows + 4 * g);
-                unpack(load4(right + term * COLUMNS + swizzled(column, lane_columns) + g * GROUP_COLUMNS), columns + 4 * g);
+                unpack(load4(row + (g ^ swizzle / GROUP_ROWS) * GROUP_ROWS), rows + 4 * g);
+                unpack(load4(column + g * GROUP_COLUMNS), columns + 4 * g);
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) {

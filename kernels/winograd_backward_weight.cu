@@ -51,15 +51,17 @@ template <int TERMS>
 struct PairLoader {
     const WinogradShape& s;
     const ImageStrides &x_strides, &gy_strides;
-    const float *x, *gy;  // of the first image's channel and filter
-    int exist;            // bit 0: the thread's channel, bits 1 and 2: its filters
+    const float *x, *gy;
+    int x_offset, gy_offset;  // of the thread's channel, and of its first filter, in an image; less than 2^31
+    int exist;                // bit 0: the channel, bits 1 and 2: its filters
     float pixels[16], gradients[2][4];
 
     __device__ __forceinline__ void start(int first_channel, int first_filter) {
         const int channel = first_channel + row(), filter = first_filter + row();
         exist = (channel < s.channels) | (filter < s.filters) << 1 | (filter + 32 < s.filters) << 2;
-        x += (static_cast<int64>(blockIdx.z) * s.channels + channel) * x_strides.channel;
-        gy += (static_cast<int64>(blockIdx.z) * s.filters + filter) * gy_strides.channel;
+        // Not known to the compiler, or it would compute them anew at each step.
+        x_offset = opaque((blockIdx.z * s.channels + min(channel, s.channels - 1)) * static_cast<int>(x_strides.channel));
+        gy_offset = opaque((blockIdx.z * s.filters + min(filter, s.filters - 1)) * static_cast<int>(gy_strides.channel));
     }
     // The thread's tile of a step, and its channel, which is also its filter; computed anew where they are needed, so that
     // they take no registers in between.
@@ -81,21 +83,21 @@ struct PairLoader {
         const int n = divide(tile, s.by_image, rest), h = divide(rest, s.by_row, w) * 2;
         w *= 2;
         const int top = h - s.padding_h, left = w - s.padding_w;
-        const int x_row = static_cast<int>(x_strides.row), x_column = static_cast<int>(x_strides.column);
-        const int gy_row = static_cast<int>(gy_strides.row), gy_column = static_cast<int>(gy_strides.column);
+        const int x_row = opaque(x_strides.row), x_column = opaque(x_strides.column);  // see load_tile
+        const int gy_row = opaque(gy_strides.row), gy_column = opaque(gy_strides.column);
         const bool exists = tile < end;
         const unsigned inside = exists && exist & 1 ? inside_bits(top, left, s.height, s.width) : 0;
         const unsigned reached =
             exists ? (w + 1 < s.out_width ? 0x33u : 0x11u) & (h + 1 < s.out_height ? 0xffu : 0x0fu) : 0;
-        load_tile<4>(x + n * x_strides.image + (top * x_row + left * x_column), inside, x_row, x_column, pixels);
-        const float* gradient = gy + n * gy_strides.image + (h * gy_row + w * gy_column);
+        load_tile<4>(x + n * x_strides.image + (x_offset + top * x_row + left * x_column), inside, x_row, x_column, pixels);
+        const float* gradient = gy + n * gy_strides.image + (gy_offset + h * gy_row + w * gy_column);
 #pragma unroll
         for (int i = 0; i < 2; ++i, gradient += 32 * gy_strides.channel)
             load_tile<2>(gradient, exist >> (1 + i) & 1 ? reached : 0, gy_row, gy_column, gradients[i]);
     }
     __device__ __forceinline__ void finish(float* left, float* right) {
         if (!active()) return;
-        const int term = this->term(), place = swizzled(term, row());
+        const int term = this->term(), place = swizzled<TERMS>(term, row());
         transform_input(pixels);
 #pragma unroll
         for (int i = 0; i < COMPONENTS; ++i) left[(i * TERMS + term) * ROWS + place] = pixels[i];
@@ -141,32 +143,39 @@ __device__ __forceinline__ void store_weights(const Sums& sums, float* shared, f
     });
 }
 
+// From the index of the block anew, so that it takes no register in between.
+__device__ __forceinline__ int end_of_split(const WinogradShape& s, const WinogradSplit& split) {
+    const int first = opaque(blockIdx.y) * split.tiles;
+    return first + min(split.tiles, s.tiles - first);
+}
+
 template <int TERMS>
 __device__ __forceinline__ void sum_tiles(const float* x, const float* gy, float* gw, const WinogradShape& s,
                                           const ImageStrides& x_strides, const ImageStrides& gy_strides,
                                           const WinogradSplit& split) {
     DYNAMIC_SHARED(float, shared);
-    const int filter_blocks = ceil_div(s.filters, COLUMNS), first = blockIdx.y * split.tiles;
-    const int end = min(split.tiles, s.tiles - first) + first;
+    const int filter_blocks = ceil_div(s.filters, COLUMNS);
     PairLoader<TERMS> load{s, x_strides, gy_strides, x, gy};
     load.start(blockIdx.x / filter_blocks * ROWS, blockIdx.x % filter_blocks * COLUMNS);
+    int begin = blockIdx.y * split.tiles;
+    bool add = false;
 #pragma unroll 1
-    for (int begin = first; begin == first || begin < end; begin += CHUNK) {
-        const int last = min(begin + CHUNK, end);
+    do {
+        const int last = min(begin + CHUNK, end_of_split(s, split));
         Sums sums = {};
-        if (begin > first) __syncthreads();  // the results before have been read
 #pragma unroll 1
         for (int tile = begin - TERMS, stage = 1; tile < last; tile += TERMS, stage ^= 1) {
             float* next = shared + (stage ^ 1) * Stage<TERMS>::FLOATS;
-            const float* now = shared + stage * Stage<TERMS>::FLOATS;
             const bool more = tile + TERMS < last;
             if (more) load.load(tile + TERMS, last);
-            if (tile >= begin) multiply_components<TERMS, true>(now, now + Stage<TERMS>::LEFT, sums);
+            if (tile >= begin) multiply_components<TERMS, true>(shared, stage * Stage<TERMS>::FLOATS, sums);
             if (more) load.finish(next, next + Stage<TERMS>::LEFT);
             __syncthreads();  // the next stage is there, and this one is no longer read
         }
-        store_weights(sums, shared, gw, s, split, begin > first);
-    }
+        store_weights(sums, shared, gw, s, split, add);
+        begin += CHUNK, add = true;
+        __syncthreads();  // the results have been read
+    } while (begin < end_of_split(s, split));
 }
 
 #define WINOGRAD_BACKWARD_WEIGHT(TERMS)                                                                                 \

@@ -323,16 +323,16 @@ OF_KERNELS = (
     Mutant(
         "gemm_flush_forgets_the_sums_before",
         "gemm_flush.cu",
-        "flush<THREADS>(sums, flushed, k == FLUSH);",
-        "flush<THREADS>(sums, flushed, true);",
+        "flush<Tile::THREADS>(sums, flushed, true);",
+        "flush<Tile::THREADS>(sums, flushed, false);",
         "test_conv_winograd4_kernels.py -k test_products_are_exact and 64x64",
     ),
     Mutant(
-        "gemm_flush_no_barrier",
+        "gemm_flush_forgets_the_last_sums",
         "gemm_flush.cu",
-        "        __syncthreads();  // this stage has arrived, and the other is no longer read\n",
-        "",
-        "test_conv_winograd4_kernels.py -k test_products_are_sound and 64x64",
+        "shape.K - to.split * shape.split_terms) > FLUSH)",
+        "shape.K - to.split * shape.split_terms) > 2 * FLUSH)",
+        "test_conv_winograd4_kernels.py -k test_products_are_exact and 64x64",
     ),
     Mutant(
         "fft_no_barrier_between_columns_and_rows",
@@ -454,6 +454,13 @@ OF_KERNELS = (
         "d[3 * step] = d3 - d1;",
         "d[3 * step] = d1 - d3;",
         "test_conv_winograd_kernels.py -k test_exact_on_integers and 96KB-vgg",
+    ),
+    Mutant(
+        "winograd_without_swizzle",
+        "winograd.cuh",
+        "return index ^ term * (ROWS / TERMS);",
+        "return index;",
+        "test_conv_winograd_kernels.py -k test_memory_traffic and NHWC and 96KB",
     ),
     Mutant(
         "winograd_results_overwritten",

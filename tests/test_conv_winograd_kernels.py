@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gpucnn import UnsupportedAlgorithm, ops
 from gpucnn import device as devices
-from gpucnn.launch import limits, simulator
+from gpucnn.launch import simulator
 from gpucnn.ops import conv_winograd
 from gpucnn.ops.shapes import conv_shape
 from tests import reference
@@ -47,8 +47,9 @@ CASES = {
 
 @pytest.fixture(params=[96, 48], ids=["96KB", "48KB"])
 def form(request, monkeypatch):
-    """Both forms of the kernels, whatever the device allows."""
-    monkeypatch.setattr(limits, "shared_bytes", lambda array: request.param << 10)
+    """Both forms of the kernels, whatever the device allows: terms at a step."""
+    monkeypatch.setattr(conv_winograd, "shared_limit", lambda array: request.param << 10)
+    return request.param // 12
 
 
 def data(case: ConvCase, kind: str = "normal") -> tuple[np.ndarray, ...]:
@@ -100,7 +101,7 @@ def test_exact_on_integers(case, form, device):
 def test_any_shape_is_exact(device, N, size, C, K, groups, padding, memory):
     assume(all(n + 2 * p >= 3 for n, p in zip(size, padding, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "shared_bytes", lambda array: memory << 10)
+        patch.setattr(conv_winograd, "shared_limit", lambda array: memory << 10)
         assert_exact(ConvCase((N, groups * C, *size), (groups * K, C, 3, 3), padding=padding, groups=groups), device)
 
 
@@ -369,8 +370,8 @@ def simulated(device, run):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("pass_", ["forward", "backward_input"])
-def test_memory_traffic(pass_, layout, device):
-    """64 filters × 32 tiles a block, 8 channels a step; nothing but y is written, and no bank has to wait."""
+def test_memory_traffic(pass_, layout, form, device):
+    """64 filters × 32 tiles a block; nothing but y is written, and no bank has to wait."""
     case = ConvCase((1, 24, 4, 64), (72, 24, 3, 3), padding=1)
     shape = shape_of(case)
     x, weight, bias, gy = data(case)
@@ -383,7 +384,7 @@ def test_memory_traffic(pass_, layout, device):
     }[pass_]
     profiles = simulated(device, run)
     filters, channels = (72, 24) if pass_ == "forward" else (24, 72)
-    filter_blocks, tile_blocks, steps = -(-filters // 64), 2, channels // 8
+    filter_blocks, tile_blocks, steps = -(-filters // 64), 2, channels // form
     transform = profiles.pop("winograd_filters" if pass_ == "forward" else "winograd_filters_rotated")
     assert bytes_of(transform, "global", True) == filter_blocks * 64 * channels * 16 * 4
     assert bytes_of(transform, "global", False) == weight.nbytes
@@ -404,7 +405,7 @@ def test_memory_traffic(pass_, layout, device):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_memory_traffic_of_the_weight_gradient(layout, device, monkeypatch):
+def test_memory_traffic_of_the_weight_gradient(layout, form, device, monkeypatch):
     case = ConvCase((2, 40, 8, 16), (72, 40, 3, 3), padding=1)
     shape, (x, _, _, gy) = shape_of(case), data(case)
     x, gy = on(device, x, gy)
@@ -412,10 +413,10 @@ def test_memory_traffic_of_the_weight_gradient(layout, device, monkeypatch):
         x, gy = (devices.contiguous(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in (x, gy))
     monkeypatch.setattr(conv_winograd, "backward_weight_split", lambda shape, limit=None: conv_winograd.Split(2, 32))
     profiles = simulated(device, lambda: ops.conv2d_backward_weight(x, gy, shape, "winograd"))
-    kernel = profiles["winograd_backward_weight_64x32x8"]
+    kernel = profiles[f"winograd_backward_weight_64x32x{form}"]
     blocks, tiles = 2 * 2, 2 * 4 * 8
     assert kernel.flops == blocks * 2 * 16 * 64 * 32 * tiles
-    assert kernel.barriers == 2 * blocks * (4 + 1 + 7)
+    assert kernel.barriers == 2 * blocks * (32 // form + 1 + 7 + 1)
     assert bytes_of(kernel, "global", True) == 2 * 72 * 40 * 9 * 4
     pixels = 2 * 2 * 40 * inside(4, 8, 1) * inside(8, 16, 1) * 4
     assert bytes_of(kernel, "global", False) == pixels + 2 * gy.nbytes

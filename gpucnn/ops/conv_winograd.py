@@ -18,7 +18,7 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
-from gpucnn.launch import Strided, launch, limits
+from gpucnn.launch import Strided, launch, shared_limit
 from gpucnn.launch.division import divisor
 from gpucnn.ops.conv_sums import add_planes, image_strides
 from gpucnn.ops.gemm import SPLIT_FLOATS, multiprocessors
@@ -156,7 +156,7 @@ def _channels_last(strides: tuple[int, ...]) -> bool:
 def stage(array: Any) -> tuple[int, int]:
     """(terms at a step, bytes of shared memory): two stages of both operands of all components."""
     stages = {terms: 2 * COMPONENTS * terms * (TILES + FILTERS) * 4 for terms in (8, 4)}
-    terms = next(terms for terms, memory in stages.items() if terms == 4 or memory <= limits.shared_bytes(array))
+    terms = next(terms for terms, memory in stages.items() if terms == 4 or memory <= shared_limit(array))
     return terms, stages[terms]
 
 
