@@ -502,7 +502,7 @@ def test_memory_traffic(last, device, rng):
     """Whole sectors of transformed tiles, each once; y and M once; of x a sector for two tiles, or four channels."""
     if device != "sim":
         pytest.skip("the simulator counts")
-    case = ConvCase((2, 8, 32, 32), (8, 8, 3, 3), padding=1)
+    case = ConvCase((2, 8, 32, 32), (64, 8, 3, 3), padding=1)
     shape, (x, weight) = shape_of(case), data(case)[:2]
     source = in_layout(device, x, last)
     with simulator.profiling() as found:
@@ -514,9 +514,13 @@ def test_memory_traffic(last, device, rng):
     assert sum(c.bytes for c in reads) <= 36 / 16 * x.nbytes  # each pixel for up to 2.25 tiles, from L1
     assert sum(c.units for c in reads) <= (10 if last else 18) * sum(c.requests for c in reads)
     reads, writes = global_counts(found, "winograd4_output")
-    assert sum(c.bytes for c in reads) == 4 * 36 * tiles * 8 and all(c.units == 4 * c.requests for c in reads)
-    assert sum(c.bytes for c in writes) == 4 * tiles * 16 * 8 and all(c.units == c.least for c in writes)
+    assert sum(c.bytes for c in reads) == 4 * 36 * tiles * 64 and all(c.units == 4 * c.requests for c in reads)
+    assert sum(c.bytes for c in writes) == 4 * tiles * 16 * 64 and all(c.units == c.least for c in writes)
+    reads, writes = global_counts(found, "gemm_tn_flush_64x64")
+    assert sum(c.bytes for c in reads) == 4 * 36 * (2 * 64 * 8 + tiles * 8)  # two tiles of columns, one of rows
+    assert sum(c.bytes for c in writes) == 4 * 36 * 64 * tiles
+    assert all(c.units == 16 * c.requests for c in (*reads, *writes))
     (profile,) = (p for name, p in found if name.startswith("gemm_tn_flush"))
     shared = [c for c in profile.lines.values() if c.space == "shared" and not c.writes]
     assert all(c.units == 2 * c.requests for c in shared)
-    assert profile.flops == 2 * 36 * 64 * tiles * 16  # one tile of 64 rows of which 8 exist, one step of 16 channels
+    assert profile.flops == 2 * 36 * 64 * tiles * 16  # a step has 16 channels, of which 8 exist
