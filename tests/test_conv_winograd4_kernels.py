@@ -307,13 +307,20 @@ def test_long_sums(device, rng):
     assert_accurate(device, wide := ConvCase((1, 1100, 4, 4), (4, 1100, 3, 3), padding=1), data(wide))
 
 
-def test_chains_of_tiles_end(device, rng, monkeypatch):
-    """Tiles of a chunk in several products, which add to the same planes."""
+@pytest.mark.parametrize("planes", [1, 3])
+@pytest.mark.parametrize("limit", [None, 4 * 36 * (3 * 24 + 8 * 128)], ids=["one_chunk", "two_chunks"])
+def test_products_of_tiles_add_up(planes, limit, device, monkeypatch):
+    """In chunks of images, and of their tiles in chains, of which the last leaves a plane without terms."""
     case = ConvCase((9, 3, 17, 18), (5, 3, 3, 3), padding=1)
-    arrays = data(case)
+    arrays, names = data(case), []
     want = definitions(case, *arrays)[2]
     monkeypatch.setattr(winograd4, "CHAIN", 64)
-    assert_relative_l2(devices.to_numpy(three_passes(device, case, *arrays)[2]), want, 2e-6)
+    monkeypatch.setattr(winograd4, "choose_tile", lambda *arguments: (winograd4.TILES[1], planes))
+    monkeypatch.setattr(winograd4, "launch", lambda name, *a, **o: names.append(name) or launch(name, *a, **o))
+    assert_relative_l2(devices.to_numpy(three_passes(device, case, *arrays, limit)[2]), want, 2e-6)
+    launches = {(1, None): 4, (3, None): 2, (1, limit): 4, (3, limit): 2}[planes, limit]
+    assert names.count("gemm_nt_flush_64x64") == launches
+    assert names.count("winograd4_gradient_rows") == (1 if limit is None else 2)
 
 
 @parametrize(CASES)
