@@ -33,8 +33,7 @@ struct TilePlace {
 template <int LANE_TILES>
 __device__ __forceinline__ TilePlace tile_of_thread(const TileGrid& grid) {
     constexpr int LANE_CHANNELS = WARP_SIZE / LANE_TILES;
-    const int64 warp = global_thread() / WARP_SIZE;
-    const int lane = threadIdx.x % WARP_SIZE;
+    const int warp = static_cast<int>(global_thread() / WARP_SIZE), lane = threadIdx.x % WARP_SIZE;
     int rest;
     const int group = divide(warp, grid.by_group, rest);
     const int tiles = LANE_CHANNELS == 1 ? rest : group, channels = LANE_CHANNELS == 1 ? group : rest;

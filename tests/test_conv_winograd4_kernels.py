@@ -194,7 +194,7 @@ tiles_of_products = pytest.mark.parametrize("tile", winograd4.TILES, ids=lambda 
 
 @tiles_of_products
 @pytest.mark.parametrize(
-    ("M", "N", "K", "splits"), [(5, 32, 3, 1), (66, 160, 64, 1), (130, 96, 65, 1), (7, 32, 200, 3)]
+    ("M", "N", "K", "splits"), [(5, 32, 3, 1), (66, 160, 64, 1), (130, 96, 65, 1), (7, 32, 400, 3)]
 )
 def test_products_are_exact(tile, M, N, K, splits, device, rng, monkeypatch):
     monkeypatch.setattr(winograd4, "choose_tile", lambda *arguments: (tile, 1))
@@ -307,13 +307,20 @@ def test_long_sums(device, rng):
     assert_accurate(device, wide := ConvCase((1, 1100, 4, 4), (4, 1100, 3, 3), padding=1), data(wide))
 
 
-def test_chains_of_tiles_end(device, rng, monkeypatch):
-    """Tiles of a chunk in several products, which add to the same planes."""
+@pytest.mark.parametrize("planes", [1, 3])
+@pytest.mark.parametrize("limit", [None, 4 * 36 * (3 * 24 + 8 * 128)], ids=["one_chunk", "two_chunks"])
+def test_products_of_tiles_add_up(planes, limit, device, monkeypatch):
+    """In chunks of images, and of their tiles in chains, of which the last leaves a plane without terms."""
     case = ConvCase((9, 3, 17, 18), (5, 3, 3, 3), padding=1)
-    arrays = data(case)
+    arrays, names = data(case), []
     want = definitions(case, *arrays)[2]
     monkeypatch.setattr(winograd4, "CHAIN", 64)
-    assert_relative_l2(devices.to_numpy(three_passes(device, case, *arrays)[2]), want, 2e-6)
+    monkeypatch.setattr(winograd4, "choose_tile", lambda *arguments: (winograd4.TILES[1], planes))
+    monkeypatch.setattr(winograd4, "launch", lambda name, *a, **o: names.append(name) or launch(name, *a, **o))
+    assert_relative_l2(devices.to_numpy(three_passes(device, case, *arrays, limit)[2]), want, 2e-6)
+    launches = {(1, None): 4, (3, None): 2, (1, limit): 4, (3, limit): 2}[planes, limit]
+    assert names.count("gemm_nt_flush_64x64") == launches
+    assert names.count("winograd4_gradient_rows") == (1 if limit is None else 2)
 
 
 @parametrize(CASES)
@@ -502,7 +509,7 @@ def test_memory_traffic(last, device, rng):
     """Whole sectors of transformed tiles, each once; y and M once; of x a sector for two tiles, or four channels."""
     if device != "sim":
         pytest.skip("the simulator counts")
-    case = ConvCase((2, 8, 32, 32), (8, 8, 3, 3), padding=1)
+    case = ConvCase((2, 8, 32, 32), (64, 8, 3, 3), padding=1)
     shape, (x, weight) = shape_of(case), data(case)[:2]
     source = in_layout(device, x, last)
     with simulator.profiling() as found:
@@ -514,9 +521,13 @@ def test_memory_traffic(last, device, rng):
     assert sum(c.bytes for c in reads) <= 36 / 16 * x.nbytes  # each pixel for up to 2.25 tiles, from L1
     assert sum(c.units for c in reads) <= (10 if last else 18) * sum(c.requests for c in reads)
     reads, writes = global_counts(found, "winograd4_output")
-    assert sum(c.bytes for c in reads) == 4 * 36 * tiles * 8 and all(c.units == 4 * c.requests for c in reads)
-    assert sum(c.bytes for c in writes) == 4 * tiles * 16 * 8 and all(c.units == c.least for c in writes)
+    assert sum(c.bytes for c in reads) == 4 * 36 * tiles * 64 and all(c.units == 4 * c.requests for c in reads)
+    assert sum(c.bytes for c in writes) == 4 * tiles * 16 * 64 and all(c.units == c.least for c in writes)
+    reads, writes = global_counts(found, "gemm_tn_flush_64x64")
+    assert sum(c.bytes for c in reads) == 4 * 36 * (2 * 64 * 8 + tiles * 8)  # two tiles of columns, one of rows
+    assert sum(c.bytes for c in writes) == 4 * 36 * 64 * tiles
+    assert all(c.units == 16 * c.requests for c in (*reads, *writes))
     (profile,) = (p for name, p in found if name.startswith("gemm_tn_flush"))
     shared = [c for c in profile.lines.values() if c.space == "shared" and not c.writes]
     assert all(c.units == 2 * c.requests for c in shared)
-    assert profile.flops == 2 * 36 * 64 * tiles * 16  # one tile of 64 rows of which 8 exist, one step of 16 channels
+    assert profile.flops == 2 * 36 * 64 * tiles * 16  # a step has 16 channels, of which 8 exist

@@ -85,8 +85,8 @@ def _plane(shape: ConvShape) -> int:
 
 def _weight_plan(shape: ConvShape, limit: int | None) -> Plan:
     """Few filters and channels give too few blocks: then the tiles are split among planes of sums."""
-    blocks = ELEMENTS * -(-shape.K // TILES[1].M) * -(-shape.C // TILES[1].N)
-    planes = min(4 * multiprocessors() // max(1, blocks), _padded(shape, shape.N) // (4 * FLUSH))
+    terms = min(_padded(shape, shape.N), CHAIN)
+    _, planes = choose_tile(shape.K, shape.C, terms, ELEMENTS, multiprocessors(), TILES)
     return _plan(shape, limit, planes)
 
 
