@@ -135,6 +135,13 @@ def test_what_would_take_minutes_is_not_tried():
     assert "bytes of workspace" in str(tune._hopeless("winograd4", tune.Case("conv2d_forward", wide), "cpu", None))
 
 
+def test_a_limit_that_nothing_keeps():
+    depthwise = ops.conv_shape((2, 8, 9, 9), (8, 1, 3, 3), groups=8)
+    (found,) = tune.tune([tune.Case("conv2d_forward", depthwise)], "cpu", limit=0)
+    assert not found.milliseconds and found.before == "none" and "more workspace than 0 bytes" in str(found.refused)
+    assert conv_tuning.entries("cpu") == {}
+
+
 def test_results_that_are_no_numbers_are_left_out(monkeypatch):
     table = ops.ALGORITHMS["conv2d_backward_weight"]
 

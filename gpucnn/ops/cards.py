@@ -5,6 +5,7 @@ Rates are the makers' nominal ones, none of them measured here.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 
@@ -43,6 +44,7 @@ _MARKS = {  # part of the name that the driver gives
 }  # fmt: skip
 
 
+@cache
 def card_of(name: str, capability: tuple[int, int]) -> Card:
     """The table's card for a GPU of this name, else the last that is no newer than its compute capability."""
     words = name.replace("-", " ").split()

@@ -15,7 +15,7 @@ from gpucnn.ops.shapes import ConvShape
 # Of algorithms whose planned times are within a sixteenth, the first here is taken: the model knows no better, and it
 # needs less workspace and fewer launches.
 ORDER = ("implicit_gemm", "winograd", "winograd4", "fft", "im2col", "direct")
-ENOUGH_TILES = 128  # on the CPU, to repay the transforms of the filters
+ENOUGH_TILES = {"winograd4": 128, "winograd": 48}  # on the CPU, to repay the transforms of the filters
 
 
 class Choice(NamedTuple):
@@ -53,23 +53,26 @@ def _cpu_wishes(shape: ConvShape) -> list[Choice]:
     """
     if shape.C == shape.groups and shape.C > 1:
         return [Choice("direct", "depthwise: a matrix product of one row would waste its register tile")]
-    plain = shape.groups == 1 and shape.stride == shape.dilation == (1, 1)
-    # A transformed number takes part in as many products as there are channels on the other side; with 32 it is a tie.
-    if not plain or min(shape.C, shape.K) < 64:
+    # A transformed number takes part in as many products as there are channels on the other side.
+    if shape.groups > 1 or not shape.stride == shape.dilation == (1, 1) or min(shape.C, shape.K) < 32:
         return []
     if (shape.R, shape.S) == (3, 3):
-        sides = {"winograd4": 4, "winograd": 2}
-        tiles = {name: shape.N * -(-shape.P // side) * -(-shape.Q // side) for name, side in sides.items()}
-        return [
-            Choice(name, f"3x3, at least 64 channels on both sides, and {count} tiles repay the filters' transforms")
-            for name, count in tiles.items()
-            if count >= ENOUGH_TILES
-        ]
+        return _cpu_winograd(shape) if min(shape.C, shape.K) >= 64 else []
     # Spectra of a filter take up to 17 KB whatever the kernel's size, so there must not be too many filters either.
     pixels, filters = shape.N * shape.P * shape.Q, shape.K * shape.C
-    if min(shape.R, shape.S) >= 5 and pixels >= 4096 and filters <= 128 * 128:
+    if min(shape.R, shape.S) >= 5 and pixels >= 2048 and filters <= 128 * 128:
         return [Choice("fft", f"a {shape.R}x{shape.S} kernel on {pixels} pixels repays the filters' spectra")]
     return []
+
+
+def _cpu_winograd(shape: ConvShape) -> list[Choice]:
+    sides = {"winograd4": 4, "winograd": 2}
+    tiles = {name: shape.N * -(-shape.P // side) * -(-shape.Q // side) for name, side in sides.items()}
+    return [
+        Choice(name, f"3x3, at least 64 channels on both sides, and {count} tiles repay the filters' transforms")
+        for name, count in tiles.items()
+        if count >= ENOUGH_TILES[name]
+    ]
 
 
 def choose_for_kernels(
