@@ -171,7 +171,7 @@ GENERAL = (
     ),
     Mutant(
         "wrong_stage",
-        "gemm.cu",
+        "gemm.cuh",
         "        right(distance);",
         "        right(0);",
         "test_gemm_kernels.py -k test_tails_are_exact and 32x32",
