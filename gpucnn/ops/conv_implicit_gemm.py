@@ -101,9 +101,7 @@ def _by_channels(shape: ConvShape, dtype: np.dtype, limit: int | None) -> bool:
     return shape.C // shape.groups % BLOCK_CHANNELS == 0 and _planes(shape.weight, dtype, limit) != 0
 
 
-def _workspace(
-    product: Product, shape: ConvShape, output: tuple[int, ...], dtype: np.dtype, limit: int | None
-) -> int:
+def _workspace(product: Product, shape: ConvShape, output: tuple[int, ...], dtype: np.dtype, limit: int | None) -> int:
     _, splits, _ = _plan(product, shape, output, dtype, limit)
     planes = splits * math.prod(output) if splits > 1 else 0
     return (math.prod(_packed_shape(product, shape)) + planes) * dtype.itemsize
