@@ -51,7 +51,7 @@ def digits(value: Any) -> str:
         return "0"
     if not 1e-3 <= abs(found) < 1e7:
         return f"{found:.1e}"
-    places = max(0, 2 - math.floor(math.log10(abs(found))))
+    places = max(0, 2 - math.floor(math.log10(abs(float(f"{found:.2e}")))))
     return f"{found:,.{places}f}"
 
 
@@ -254,6 +254,12 @@ def groups(rows: Iterable[Row], keys: tuple[str, ...]) -> dict[tuple[str, ...], 
     for row in rows:
         found.setdefault(tuple(plain(row.get(key)) for key in keys), []).append(row)
     return found
+
+
+def fastest(rows: Sequence[Row]) -> set[int]:
+    """The id of the fastest row, if several have a time."""
+    timed = [(time, id(row)) for row in rows if measured(row) and (time := number(row.get("milliseconds"))) is not None]
+    return {min(timed)[1]} if len(timed) > 1 else set()
 
 
 def words(name: str) -> str:

@@ -197,10 +197,10 @@ TALL = 8.0  # inches: panels whose axis is also written on top
 
 def _plain_axis(axes: Axes, labeltop: bool) -> None:
     """Numbers in full, lines behind the bars, no box."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figures.tick(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=1)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, colors=INK, labeltop=labeltop)
@@ -210,7 +210,7 @@ def _plain_axis(axes: Axes, labeltop: bool) -> None:
 
 def _roofline(axes: Axes, rows: Sequence[Row], name: str, colours: dict[str, str], result: results.Result) -> None:
     """Rate over FLOP per byte, both as if computed directly and moved once: above a roof, an algorithm saves work."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     found, rate = figures.points(result["rows"]), figures.rates(result["rows"])
     scale = rate.scale
@@ -233,7 +233,7 @@ def _roofline(axes: Axes, rows: Sequence[Row], name: str, colours: dict[str, str
     for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if most < 200 * least else (1.0,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: figures.tick(value)))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
     axes.grid(color="#dddddd", linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -77,7 +77,7 @@ def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
         justify = "left" if column.value is None else "right"
         limit = {"max_width": LAYER_WIDTH} if column.key == "layer" else {"no_wrap": True}
         found.add_column(Text(column.heading), justify=justify, overflow="fold", **limit)
-    fastest = fastest_rows(rows)
+    fastest = {number for group in figures.groups(rows, ("layer",)).values() for number in figures.fastest(group)}
     before = None
     for row in rows:
         layer = figures.plain(row.get("layer"))
@@ -87,16 +87,6 @@ def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
             cells[0] = ""
         found.add_row(*(Text(cell, style) for cell in cells))
         before = layer
-    return found
-
-
-def fastest_rows(rows: Sequence[Row]) -> set[int]:
-    """The id of the fastest row of each layer that has several."""
-    found = set()
-    for group in figures.groups(rows, ("layer",)).values():
-        timed = [(time, id(row)) for row in group if (time := figures.number(row.get("milliseconds"))) is not None]
-        if len(timed) > 1:
-            found.add(min(timed)[1])
     return found
 
 
