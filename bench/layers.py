@@ -177,10 +177,9 @@ def parse_shape(text: str) -> ConvLayer:
 
 
 def shrunk(layer: ConvLayer, limit: int) -> ConvLayer:
-    """The layer with fewer images, then smaller ones, then fewer channels, until it has at most `limit` multiply-adds.
+    """The layer with one image, then a smaller one, then fewer channels, until it has at most `limit` multiply-adds.
 
-    Kernel, stride and dilation stay, and groups of one channel stay such; the channels keep multiples of 8 where they
-    had them.
+    Kernel, stride, padding and dilation stay; images keep 8 rows and columns of outputs, and no less than 8 channels.
     """
     shape = layer.shape._replace(N=1) if layer.shape.multiply_adds > limit else layer.shape
     while shape.multiply_adds > limit:
@@ -192,20 +191,21 @@ def shrunk(layer: ConvLayer, limit: int) -> ConvLayer:
 
 
 def _smaller_image(shape: ConvShape) -> ConvShape | None:
-    reach = [d * (k - 1) + 1 for d, k in zip(shape.dilation, (shape.R, shape.S), strict=True)]
-    sizes = [max(size // 2, extent, 8) for size, extent in zip((shape.H, shape.W), reach, strict=True)]
-    if sizes[0] >= shape.H and sizes[1] >= shape.W:
+    """Half the height and width, but no less than 8 rows and columns of outputs need."""
+    axes = zip((shape.H, shape.W), (shape.R, shape.S), shape.stride, shape.padding, shape.dilation, strict=True)
+    H, W = (min(size, max(size // 2, d * (k - 1) + 1 + 7 * s - 2 * p)) for size, k, s, p, d in axes)
+    if (H, W) == (shape.H, shape.W):
         return None
-    H, W = (min(pair) for pair in zip(sizes, (shape.H, shape.W), strict=True))
     return _resized(shape, (shape.N, shape.C, H, W), shape.K, shape.groups)
 
 
 def _fewer_channels(shape: ConvShape) -> ConvShape | None:
+    """Half the groups, or half the channels on both sides; None where that is too few or does not divide."""
     if shape.groups > 1:
-        if shape.groups == 1 or shape.groups % 2:
+        if shape.groups % 2:
             return None
         return _resized(shape, (shape.N, shape.C // 2, shape.H, shape.W), shape.K // 2, shape.groups // 2)
-    C, K = (half if count % 2 == 0 and (half := count // 2) >= 8 else count for count in (shape.C, shape.K))
+    C, K = (count // 2 if count % 2 == 0 and count >= 16 else count for count in (shape.C, shape.K))
     return None if (C, K) == (shape.C, shape.K) else _resized(shape, (shape.N, C, shape.H, shape.W), K, 1)
 
 

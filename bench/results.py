@@ -65,6 +65,7 @@ COUNTERS = {
     "global_bytes": "bytes asked of global memory",
     "ideal_bytes": "inputs and outputs, once each",
     "sectors_per_request": "sectors of 32 bytes that a warp's request to global memory takes",
+    "ideal_sectors_per_request": "sectors that the same bytes would take side by side",
     "wavefronts_per_request": "passes over the banks that a warp's request to shared memory takes",
     "ideal_wavefronts_per_request": "passes that the same bytes would take side by side",
     "barriers": "barriers passed by blocks",
@@ -99,6 +100,12 @@ class Mean(TypedDict):
     ratio: float | None  # geometric mean of the ratios to the fastest reference
     tflops: float | None  # geometric mean
     milliseconds: float | None  # sum over the network: each layer as often as it occurs; None if one is missing
+
+
+def blank(**labels: Any) -> dict[str, Any]:
+    """A row in which nothing is measured yet; `labels` are its suite, layer, pass, algorithm and what else is known."""
+    texts = dict.fromkeys(TEXTS, "") | {"dtype": "float32", "precision": "fp32", "layout": "nchw"}
+    return {**texts, **dict.fromkeys(NUMBERS), "references": {}, **labels}
 
 
 def validate(value: Any, where: str = "result") -> Result:
