@@ -9,6 +9,7 @@ two libraries in one process the memory.
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -77,6 +78,7 @@ def main(
         torch_worker.serve(gpucnn_step(CASES[chosen[0]]), seconds, CASES[chosen[0]].beside_blas)
         return
     report: dict[str, Any] = {"cpu": machine.processor(), "date": datetime.date.today().isoformat()}
+    report["torch"] = importlib.metadata.version("torch")
     report |= {"commit": machine.commit(), "threads": get_num_threads(), "rounds": rounds}
     report["rows"] = [compare(name, rounds, seconds) for name in chosen if name in CASES]
     report["layers"] = [algorithms.measure(name, rounds) for name in chosen if name in algorithms.LAYERS]
