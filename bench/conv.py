@@ -41,12 +41,21 @@ class Plan:
     layouts: tuple[str, ...] = ("nchw",)
     dtype: str = "float32"
 
+    def settings(self) -> dict[str, Any]:
+        """What of the plan changes the meaning of a figure."""
+        layouts = ", ".join(self.layouts) + (" (a copy into the kernel's own counts)" if "nhwc" in self.layouts else "")
+        return {"dtype": self.dtype, "layouts": layouts, "batch": _batches(self.layers)}
+
     def names(self, device: str) -> list[str]:
         """The algorithms by name."""
         kind = device.partition(":")[0]
         every = dict.fromkeys(name for p in self.passes for name in ops.table(operation_of(p), kind))
         chosen = [each for name in self.algorithms for each in ([*every, "auto"] if name == "all" else [name])]
         return list(dict.fromkeys(chosen))
+
+
+def _batches(layers: tuple[ConvLayer, ...]) -> str:
+    return ", ".join(map(str, sorted({layer.shape.N for layer in layers})))
 
 
 def operation_of(pass_: str) -> str:

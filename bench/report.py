@@ -60,7 +60,7 @@ class Report:
     ) -> None:
         self.part, self.device, self.path, self.quick, self.deadline = part, device, path, quick, deadline
         self.with_torch = with_torch
-        settings = {"part": part, "device": device, "quick": quick, **versions()}
+        settings = {"part": part, "device": device, "quick": quick, "versions": versions()}
         self.content: dict[str, Any] = {**where(device), "commit": commit or machine.commit(), "settings": settings}
         self.content |= {"date": datetime.date.today().isoformat(), "rows": []}
         self.kernel_commit = machine.kernel_commit()

@@ -1,0 +1,134 @@
+"""gpucnn bench: algorithms and operations, checked and timed beside other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpucnn import device as devices
+from gpucnn.bench import conv as convolutions
+from gpucnn.bench import layers, references
+from gpucnn.bench.contest import Limits
+from gpucnn.bench.session import Outputs, Session
+from gpucnn.cli import options
+from gpucnn.train.rules import COUNT, POSITIVE
+
+bench = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Measure, beside other libraries; every answer is first checked against float64.",
+)
+DTYPES = {"float32": "fp32", "float64": "fp64"}
+
+
+def one_of(name: str, known: list[str] | tuple[str, ...], text: str) -> str:
+    """`text` if it is known; raises BadParameter naming what is."""
+    if text not in known:
+        raise typer.BadParameter(f"--{name} {text!r}: use one of {', '.join(known)}")
+    return text
+
+
+def some_of(name: str, known: list[str] | tuple[str, ...], text: str) -> tuple[str, ...]:
+    """The names in `text`, separated by commas, each once; raises BadParameter for one that is not known."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise typer.BadParameter(f"--{name} {text!r}: use some of {', '.join(known)}, separated by commas")
+    return tuple(dict.fromkeys(one_of(name, known, part) for part in parts))
+
+
+Algorithms = Annotated[str, typer.Option(metavar="NAME,…", help="As in im2col,fft,auto; all: each one, and auto.")]
+Passes = Annotated[str, typer.Option(metavar="PASS,…", help=f"Some of {', '.join(convolutions.PASSES)}.")]
+Dtype = Annotated[str, typer.Option(metavar="NAME", help="float32 or float64 (CPU only).")]
+Precision = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of the arithmetic: fp32 or fp64; it must be the dtype's.")
+]
+Layouts = Annotated[str, typer.Option(metavar="NAME,…", help="Of images: nchw, nhwc; copies into another count.")]
+Reference = Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(references.LIBRARIES)}.")]
+Repeat = Annotated[int, typer.Option(parser=options.number(COUNT), metavar="N", help="Turns; their median counts.")]
+MaxSeconds = Annotated[
+    float,
+    typer.Option(
+        parser=options.number(POSITIVE),
+        metavar="SECONDS",
+        help="About what the calls of a candidate on a layer may take; one far slower than the best is left out.",
+    ),
+]
+Threads = Annotated[int | None, options.count("N", "Of gpucnn and of a reference on the CPU.")]
+Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows here as CSV.")]
+Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw bars and a roofline (needs matplotlib).")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with table and charts.")]
+
+
+def session(
+    device: str | None,
+    reference: str,
+    repeat: int,
+    max_seconds: float,
+    threads: int | None,
+    json: Path | None,
+    csv: Path | None,
+    plot: Path | None,
+    html: Path | None,
+) -> Session:
+    """The session of these options."""
+    one_of("reference", references.LIBRARIES, reference)
+    limits = Limits(repeat, max_seconds)
+    return Session(devices.resolve(device or "auto"), reference, limits, threads, Outputs(json, csv, plot, html))
+
+
+def check_precision(dtype: str, precision: str | None) -> None:
+    """Raise BadParameter unless the precision is what the algorithms of a dtype compute in."""
+    one_of("dtype", list(DTYPES), dtype)
+    if precision is not None and one_of("precision", [*DTYPES.values(), "tf32"], precision) != DTYPES[dtype]:
+        raise typer.BadParameter(f"--precision {precision}: no algorithm computes {dtype} in it; use {DTYPES[dtype]}")
+
+
+def end(code: int) -> None:
+    """Leave with an exit code other than 0."""
+    if code:
+        raise typer.Exit(code)
+
+
+@bench.command()
+def conv(
+    suite: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"{', '.join(layers.SUITES)}; may be repeated.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="SIZES", help=f"{layers.SHAPE_FORM}; may be repeated.")
+    ] = None,
+    algorithms: Algorithms = "all",
+    passes: Passes = ",".join(convolutions.PASSES),
+    dtype: Dtype = "float32",
+    precision: Precision = None,
+    batch: Annotated[
+        int | None, options.count("N", "Images; default: 4 on the CPU, 1 simulated, the suite's own on a GPU.")
+    ] = None,
+    layout: Layouts = "nchw",
+    device: options.Device = None,
+    reference: Reference = "torch",
+    repeat: Repeat = 9,
+    max_seconds: MaxSeconds = 5.0,
+    threads: Threads = None,
+    json: options.Json = None,
+    csv: Csv = None,
+    plot: Plot = None,
+    html: Html = None,
+) -> None:
+    """Convolutions by every algorithm and pass; exit code 1 if one failed or was wrong."""
+    check_precision(dtype, precision)
+    found = session(device, reference, repeat, max_seconds, threads, json, csv, plot, html)
+    if not suite and not shape:
+        raise typer.BadParameter(f"give --suite or --shape; suites are {', '.join(layers.SUITES)}")
+    suites = [one_of("suite", list(layers.SUITES), name) for name in suite or []]
+    plan = convolutions.Plan(
+        convolutions.chosen_layers(suites, shape or [], batch, found.device),
+        some_of("passes", convolutions.PASSES, passes),
+        some_of("algorithms", [*convolutions.known_algorithms(), "all"], algorithms),
+        some_of("layout", list(convolutions.LAYOUTS), layout),
+        dtype,
+    )
+    found.outputs.check()
+    end(found.run("conv", lambda arena, progress: convolutions.measure(arena, plan, progress), **plan.settings()))
