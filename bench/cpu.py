@@ -9,6 +9,7 @@ two libraries in one process the memory.
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -79,6 +80,7 @@ def main(
         if name not in ALL:
             raise typer.BadParameter(f"--case {name}: use one of {', '.join(ALL)}")
     report: dict[str, Any] = {"cpu": machine.processor(), "date": datetime.date.today().isoformat()}
+    report["torch"] = importlib.metadata.version("torch")
     report |= {"commit": machine.commit(), "threads": get_num_threads(), "rounds": rounds}
     try:
         report["rows"] = [compare(name, rounds, seconds) for name in chosen if name in CASES]

@@ -34,7 +34,7 @@ SHAPES = (
 
 def write_html(result: results.Result, path: str | os.PathLike[str]) -> None:
     """Write the page of one result. Raises WriteError for a path that cannot be written."""
-    title = f"gpucnn bench {figures.plain(result['settings'].get('command'))}".rstrip()
+    title = f"gpucnn bench {figures.plain(result['settings'].get('part'))}".rstrip()
     write_atomically(path, document(title, [section(result, 0)]))
 
 
@@ -68,12 +68,19 @@ def text(value: Any) -> str:
     return escape(figures.plain(value), quote=True)
 
 
-def section(result: results.Result, index: int) -> str:
-    """One result; `index` tells a page's sections apart."""
+def contents(names: Sequence[str]) -> str:
+    """Links to the sections of a page that has several, by their names."""
+    items = "".join(f'<li><a href="#result-{index}">{text(name)}</a></li>' for index, name in enumerate(names))
+    return f'<nav aria-label="results"><ul>{items}</ul></nav>\n'
+
+
+def section(result: results.Result, index: int, name: str = "") -> str:
+    """One result; `index` tells a page's sections apart, `name` stands before what it was measured on."""
     rows: Sequence[Row] = result["rows"]
-    head, *_ = results.header(result)
+    head = f"{name}: {results.header(result)[0]}" if name else results.header(result)[0]
+    start = f'<section class="result" id="result-{index}"><h2>{text(head)}</h2>\n'
     if not rows:
-        return f'<section class="result"><h2>{text(head)}</h2>{settings(result)}<p>no rows</p></section>\n'
+        return f"{start}{settings(result)}<p>no rows</p></section>\n"
     columns, constant = _split(rows)
     numbers = {id(row): f"{index}-{number}" for number, row in enumerate(rows)}
     parts = [
@@ -84,7 +91,7 @@ def section(result: results.Result, index: int) -> str:
         rooflines(result, numbers),
         f"<h3>Rows</h3>{constant}{table(rows, columns, numbers)}",
     ]
-    return f'<section class="result"><h2>{text(head)}</h2>\n' + "\n".join(parts) + "</section>\n"
+    return start + "\n".join(parts) + "</section>\n"
 
 
 def _split(rows: Sequence[Row]) -> tuple[list[Column], str]:
@@ -150,6 +157,7 @@ def means(result: results.Result) -> str:
             lambda mean: mean["milliseconds"],
         ),
     ]
+    columns = [column for column in columns if any(map(column.text, found))]
     body = "".join(
         f'<tr data-row="{number}">{"".join(cell(mean, column) for column in columns)}</tr>\n'
         for number, mean in enumerate(found)
@@ -249,7 +257,7 @@ def bars(rows: Sequence[Row], numbers: dict[int, str]) -> str:
             for row in own:
                 by_layer.setdefault(label[id(row)], []).append(row)
             bands = "".join(_band(layer, each, measure, scale, colours, numbers) for layer, each in by_layer.items())
-            title = f"{text(suite)} · {text(figures.words(name))}"
+            title = text(" · ".join(filter(None, (suite, figures.words(name)))))
             charts.append(f"<figure><figcaption>{title} <small>{text(note)}</small></figcaption>{bands}</figure>\n")
     return "".join(charts)
 

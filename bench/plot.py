@@ -159,7 +159,8 @@ class _Suite:
                 axes.set_xscale("log")
             if ceiling.tflops and self.measure.label.endswith("FLOP/s"):
                 axes.axvline(ceiling.tflops * figures.rates(self.rows).scale, color=INK, linestyle="--", linewidth=0.9)
-            axes.set_title(_shortened(f"{self.name} · {figures.words(name)}", 50), loc="left", weight="bold")
+            title = " · ".join(filter(None, (self.name, figures.words(name))))
+            axes.set_title(_shortened(title, 50), loc="left", weight="bold")
             more = "more" if self.measure.more_is_better else "less"
             axes.set_xlabel(f"{self.measure.label}{', logarithmic' * self.logarithmic} ({more} is better)", color=FAINT)
             _plain_axis(axes, labeltop=self.height(len(colours)) > TALL)

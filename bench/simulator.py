@@ -1,6 +1,6 @@
 """How fast the simulator is: matrix products of two tiles in each mode, and a training step of LeNet-5.
 
-python -m gpucnn.bench.simulator [--out bench/results/simulator.json]
+python -m gpucnn.bench.simulator [--out bench/results/simulator/speed.json]
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def counted(layer: str, algorithm: str, **changes: Any) -> dict[str, Any]:
 def result(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Rows with what they were measured on."""
     settings = {
-        "command": "conv",
+        "part": "conv",
         "device": "cpu",
         "batch": 4,
         "threads": 2,
