@@ -113,7 +113,8 @@ class Session:
         if self.reference == "none" or self.device == "sim":
             return "none"
         if self.device == "cpu":
-            return f"{self.reference} in a process of its own, with the same threads, in turns with gpucnn"
+            quiet = ", which do not spin" if self.reference == "onnxruntime" else ""
+            return f"{self.reference} in a process of its own, with the same threads{quiet}, in turns with gpucnn"
         return f"{self.reference}, NCHW and channels-last (cudnn_nhwc), from arrays in that layout"
 
     def _show(self, result: results.Result, interrupted: bool) -> None:

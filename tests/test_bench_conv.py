@@ -329,6 +329,19 @@ def test_a_worker_that_ends_is_a_failure(torch):
             worker.turn(0.1)
 
 
+def test_onnxruntime_computes_the_same():
+    pytest.importorskip("onnxruntime")
+    case = conv.Case(layers.parse_shape("2,6,14,13,8,3,2,2,1,1,2"), "cpu", "float32")
+    call = reference_worker.make_call({**case.spec("forward", "nchw", 1), "library": "onnxruntime"})
+    ours = conv.run("forward", *case.operands("forward", "nchw"), case.shape, "direct")
+    np.testing.assert_allclose(call(), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_protocol_buffers_are_encoded():
+    assert reference_worker._varint(300) == b"\xac\x02"
+    assert reference_worker._field(2, "ab") == b"\x12\x02ab" and reference_worker._field(3, 1) == b"\x18\x01"
+
+
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(reference_worker.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--reference onnxruntime: it is not installed; pip install onnxruntime"):
