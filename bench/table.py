@@ -1,0 +1,132 @@
+"""A benchmark's rows as tables for a terminal: as many columns as it has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from gpucnn.bench import figures, results
+from gpucnn.bench.figures import Column, Row
+
+OUTER = ("suite", "pass", "dtype", "precision", "layout")  # the rows that share these are one table
+LEFT_OUT_FIRST = ("peak_bytes", "gb_per_s", "p20", "workspace_bytes", "percent_of_peak", "max_error", "reference")
+LAYER_WIDTH = 32  # longer names are folded
+HIDDEN = ("shape",)  # too wide; in the page and the file
+
+
+def print_table(result: results.Result, console: Console) -> None:
+    """Print settings, a table for each suite and pass, why rows have no result, and the geometric means.
+
+    A layer's fastest row is bold. Columns that a narrow terminal has no room for are left out, and named.
+    """
+    for line in results.header(result):
+        console.print(Text(figures.plain(line)), soft_wrap=True)
+    rows: Sequence[Row] = result["rows"]
+    if not rows:
+        console.print(Text("no rows"))
+        return
+    columns = figures.columns(rows)
+    for labels, group in figures.groups(rows, OUTER).items():
+        console.print()
+        print_group(
+            " · ".join(filter(None, (labels[0], figures.words(labels[1]), *labels[2:]))), group, columns, console
+        )
+    print_means(result, console)
+
+
+def print_group(title: str, rows: Sequence[Row], columns: Sequence[Column], console: Console) -> None:
+    """One table and what it cannot hold: reasons, columns left out."""
+    able = [row for row in rows if figures.measured(row)]
+    inner = [column for column in columns if column.key not in (*OUTER, *HIDDEN) and any(map(column.text, able))]
+    shown, left_out = fitting(title, able, inner, console)
+    if able:
+        console.print(table(title, able, shown))
+    else:
+        console.print(Text(title, "italic"))
+    if left_out:
+        names = ", ".join(column.heading for column in left_out)
+        console.print(Text(f"no room for: {names}", "dim"))
+    for line in reasons(rows):
+        console.print(Text(line))
+
+
+def fitting(
+    title: str, rows: Sequence[Row], columns: Sequence[Column], console: Console
+) -> tuple[list[Column], list[Column]]:
+    """(columns that the console has room for, columns left out)."""
+    shown, left_out = list(columns), []
+    wide = console.options.update(width=10_000)
+    counted = [column.key for column in reversed(columns) if column.key.startswith("counter ")]
+    for key in (*LEFT_OUT_FIRST, *counted[:-1]):
+        if Measurement.get(console, wide, table("", rows, shown)).maximum <= console.width:
+            break
+        left_out += [column for column in shown if column.key == key]
+        shown = [column for column in shown if column.key != key]
+    return shown, left_out
+
+
+def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+    """Rows and columns as rich's table; a layer is named once, its fastest row is bold."""
+    found = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        justify = "left" if column.value is None else "right"
+        limit = {"max_width": LAYER_WIDTH} if column.key == "layer" else {"no_wrap": True}
+        found.add_column(Text(column.heading), justify=justify, overflow="fold", **limit)
+    fastest = {number for group in figures.groups(rows, ("layer",)).values() for number in figures.fastest(group)}
+    before = None
+    for row in rows:
+        layer = figures.plain(row.get("layer"))
+        style = "bold" if id(row) in fastest else ""
+        cells = [column.text(row) for column in columns]
+        if columns and columns[0].key == "layer" and layer == before:
+            cells[0] = ""
+        found.add_row(*(Text(cell, style) for cell in cells))
+        before = layer
+    return found
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """A line for each reason that rows have no result, naming the algorithm and the layers; failures first."""
+    found: dict[tuple[bool, str, str], list[str]] = {}
+    for row in rows:
+        if why := figures.reason(row):
+            refused = row.get("ok", True) is not False
+            layers = found.setdefault((refused, figures.plain(row.get("algorithm")), why), [])
+            layers.append(figures.plain(row.get("layer")))
+    lines = []
+    for (refused, algorithm, why), layers in sorted(found.items(), key=lambda item: item[0][0]):
+        lines.append(f"{algorithm} {'not measured' if refused else 'FAILED'} on {', '.join(layers)}: {why}")
+    return lines
+
+
+def print_means(result: results.Result, console: Console) -> None:
+    """The geometric means over each suite's layers, where there are any."""
+    means = [mean for mean in figures.means(result) if mean["ratio"] is not None or mean["tflops"] is not None]
+    if not means:
+        return
+    rate, keys = figures.rates(means), figures.varying(means)
+    found = Table(
+        title="geometric means", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for heading in ("suite", "pass", "algorithm"):
+        found.add_column(heading, overflow="fold")
+    for heading in ("layers", "ratio", rate.unit, "sum of ms"):
+        found.add_column(heading, justify="right", no_wrap=True)
+    before: list[str] = []
+    for mean in means:
+        names = [mean["suite"], figures.words(mean["pass_"])]
+        layers = f"{mean['layers']}/{mean['of']}"
+        texts = layers, figures.ratio(mean["ratio"]), rate.text(mean["tflops"]), figures.digits(mean["milliseconds"])
+        style = "bold" if mean["algorithm"] == "best" else ""
+        shown = ["", ""] if names == before else names
+        labels = figures.plain(mean["algorithm"]) + figures.variant(mean, keys)
+        found.add_row(*(Text(figures.plain(text), style) for text in (*shown, labels, *texts)))
+        before = names
+    console.print()
+    console.print(found)
+    console.print(Text("ratio: fastest reference of the same precision ÷ ours; above 1, gpucnn is faster", "dim"))
