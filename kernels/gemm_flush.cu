@@ -1,6 +1,6 @@
 // c[n] = a[n] · b[n] for n < B, as gemm.cu, in sums of two levels: after every FLUSH terms the sums of a block go to
-// shared memory. A sum of 4096 terms then has the rounding error of chains of 64, which Winograd's transforms, that magnify
-// errors, need. c is overwritten, or added to with `add`.
+// shared memory. A sum of 4096 terms then has the rounding error of chains of 64, which Winograd's transforms, that
+// magnify errors, need. c is overwritten, or added to with `add`.
 //
 // Layouts: "tn" has a (K,M) and b (K,N), rows and columns contiguous, with a_stride and b_stride multiples of 4 and all
 // matrices aligned to 16 bytes; "nt" has a (M,K) and b (N,K), terms contiguous, K and
@@ -13,8 +13,8 @@
 
 constexpr int FLUSH = 64;  // terms summed in registers
 
-// RowsContiguous of tile.cuh for rows that are `stride` floats long, a multiple of 4, and aligned: of those past the last
-// row of the product, what stands there is read.
+// RowsContiguous of tile.cuh for rows that are `stride` floats long, a multiple of 4, and aligned: of those past the
+// last row of the product, what stands there is read.
 template <int EXTENT, int TERMS, int THREADS>
 struct RowsAligned {
     static constexpr int STEP = THREADS * 4 / EXTENT;  // terms copied at a time
@@ -35,7 +35,8 @@ struct RowsAligned {
     __device__ __forceinline__ void copy(float* tile, int left) {
 #pragma unroll
         for (int k = 0; k < TERMS; k += STEP)
-            copy_async16(tile + (term + k) * (EXTENT + PAD) + row, source + k * stride, exists && term + k < left ? 16 : 0);
+            copy_async16(tile + (term + k) * (EXTENT + PAD) + row, source + k * stride,
+                         exists && term + k < left ? 16 : 0);
         source += TERMS * stride;
     }
 };
@@ -63,7 +64,8 @@ struct TermsAligned {
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass) {
 #pragma unroll
-            for (int k = 0; k < TERMS; k += LANES) copy_async4(target + k * (EXTENT + PAD) + pass * ROWS, from + k, true);
+            for (int k = 0; k < TERMS; k += LANES)
+                copy_async4(target + k * (EXTENT + PAD) + pass * ROWS, from + k, true);
             if (pass < steps) from += ROWS * stride;
         }
         source += TERMS;
