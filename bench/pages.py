@@ -201,15 +201,15 @@ def means_table(result: results.Result) -> str:
     names = [*dict.fromkeys(names), "best"]
     groups: dict[tuple[str, ...], dict[str, results.Mean]] = {}
     for mean in means:
-        group = groups.setdefault((mean["suite"], mean["pass_"], *(mean[key] for key in keys)), {})
+        group = groups.setdefault((mean["suite"], mean["pass_"], *(str(dict(mean)[key]) for key in keys)), {})
         group[mean["algorithm"]] = mean
     lines = []
     for (suite, pass_, *rest), group in groups.items():
         texts = []
         for name in names:
-            mean = group.get(name)
-            part = f" ({mean['layers']}/{mean['of']})" if mean and text(mean) and mean["layers"] < mean["of"] else ""
-            texts.append(text(mean) + part if mean else "")
+            own = group.get(name)
+            part = f" ({own['layers']}/{own['of']})" if own and text(own) and own["layers"] < own["of"] else ""
+            texts.append(text(own) + part if own else "")
         lines.append([cell(suite), cell(figures.words(pass_)), *map(cell, rest), *texts])
     unit = "" if by_ratio else f", {rate.unit}"
     headings = ["suite", "pass", *keys, *(code(name) + unit for name in names[:-1]), f"best{unit}"]

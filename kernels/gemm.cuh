@@ -1,5 +1,5 @@
-// What matrix products share: gemm.cu, and gemm_flush.cu, which sums in two levels. Blocks are numbered along one axis; the
-// batch is outermost, so blocks that run at a time read the same matrices.
+// What matrix products share: gemm.cu, and gemm_flush.cu, which sums in two levels. Blocks are numbered along one axis;
+// the batch is outermost, so blocks that run at a time read the same matrices.
 #pragma once
 #include "tile.cuh"
 

@@ -1,5 +1,5 @@
-// The transforms of Winograd's convolution F(4×4, 3×3), around 36 matrix products of gemm_flush.cu: float32, 3×3 filters,
-// stride, dilation and groups 1. Everything that is written is overwritten.
+// The transforms of Winograd's convolution F(4×4, 3×3), around 36 matrix products of gemm_flush.cu: float32, 3×3
+// filters, stride, dilation and groups 1. Everything that is written is overwritten.
 //
 //     winograd4_image     V[ξ][c][t] = (Bᵀ d B)[ξ], d the 6×6 pixels from (4·i − padding_h, 4·j − padding_w) on
 //     winograd4_filter    U[ξ][row][column] = (G w Gᵀ)[ξ]
@@ -7,10 +7,10 @@
 //     winograd4_gradient  E[ξ][k][t] = (H g Hᵀ)[ξ], g the 4×4 gradients from (4·i, 4·j) on
 //     winograd4_weight    gw[k][c] = Fᵀ (Σ planes M[plane][.][k][c]) F
 //
-// Tile t = (image, i, j) in reading order. Rows of tiles are `padded` floats long, a multiple of 32, and zero past the last
-// tile: so they begin at multiples of 128 bytes, and products may run over whole rows. One thread transforms one tile of one
-// channel, in registers; neighbouring lanes take neighbouring tiles, and so write whole lines of V, E and y.
-// Pixels outside the image are zeros that nothing reads, on every side and also where padding is negative.
+// Tile t = (image, i, j) in reading order. Rows of tiles are `padded` floats long, a multiple of 32, and zero past the
+// last tile: so they begin at multiples of 128 bytes, and products may run over whole rows. One thread transforms one
+// tile of one channel, in registers; neighbouring lanes take neighbouring tiles, and so write whole lines of V, E and
+// y. Pixels outside the image are zeros that nothing reads, on every side and also where padding is negative.
 #include "winograd4.cuh"
 
 constexpr int THREADS = 256;
@@ -27,9 +27,9 @@ struct TilePlace {
     int tile, channel;
 };
 
-// A warp takes LANE_TILES tiles of 32 / LANE_TILES channels. With 32 tiles, warps go along the tiles of a channel (divisor:
-// groups of tiles), as pixels are neighbours in memory; with 8, along the channels (divisor: groups of channels), where they
-// are. In both a warp's store has 4 whole sectors.
+// A warp takes LANE_TILES tiles of 32 / LANE_TILES channels. With 32 tiles, warps go along the tiles of a channel
+// (divisor: groups of tiles), as pixels are neighbours in memory; with 8, along the channels (divisor: groups of
+// channels), where they are. In both a warp's store has 4 whole sectors.
 template <int LANE_TILES>
 __device__ __forceinline__ TilePlace tile_of_thread(const TileGrid& grid) {
     constexpr int LANE_CHANNELS = WARP_SIZE / LANE_TILES;
@@ -79,9 +79,10 @@ __device__ __forceinline__ void transform_tiles(const float* images, float* out,
     });
 }
 
-#define TRANSFORM_TILES(name, Axis, along, lane_tiles)                                                                 \
-    KERNEL(THREADS, 3) winograd4_##name##_##along(const float* images, float* out, ImageStrides strides, TileGrid grid) { \
-        transform_tiles<Axis, lane_tiles>(images, out, strides, grid);                                                 \
+#define TRANSFORM_TILES(name, Axis, along, lane_tiles)                                                           \
+    KERNEL(THREADS, 3) winograd4_##name##_##along(const float* images, float* out, ImageStrides strides,         \
+                                                  TileGrid grid) {                                               \
+        transform_tiles<Axis, lane_tiles>(images, out, strides, grid);                                           \
     }
 
 TRANSFORM_TILES(image, ImageAxis, rows, 32)
@@ -89,8 +90,8 @@ TRANSFORM_TILES(image, ImageAxis, channels, 8)
 TRANSFORM_TILES(gradient, GradientAxis, rows, 32)
 TRANSFORM_TILES(gradient, GradientAxis, channels, 8)
 
-// Filter (row, column) stands at row · row_stride + column · column_stride in w; `turned` by 180 degrees for backward_input.
-// Rows of U are `pitch` floats long; what is past the last column is left as it is.
+// Filter (row, column) stands at row · row_stride + column · column_stride in w; `turned` by 180 degrees for
+// backward_input. Rows of U are `pitch` floats long; what is past the last column is left as it is.
 KERNEL(THREADS, 4) winograd4_filter(const float* w, float* u, int rows, int columns, int pitch, int64 row_stride,
                                     int64 column_stride, int turned) {
     const int64 i = global_thread();
@@ -122,8 +123,8 @@ KERNEL(THREADS, 3) winograd4_output(const float* products, const float* bias, fl
     const Origin origin = tile_origin(grid, at.tile);
     const float shift = bias ? bias[at.channel] : 0.0f;
     const bool vectors = grid.width % TILE == 0 && is_aligned16(y);
-    float* line = y + ((static_cast<int64>(origin.image) * grid.channels + at.channel) * grid.height + origin.row) * grid.width +
-                  origin.column;
+    const int64 plane = static_cast<int64>(origin.image) * grid.channels + at.channel;
+    float* line = y + (plane * grid.height + origin.row) * grid.width + origin.column;
     transform<OutputAxis>(elements, [&](int i, const float (&values)[TILE]) {
         if (origin.row + i >= grid.height) return;
         float out[TILE];

@@ -1,11 +1,12 @@
-// Winograd's convolution F(4×4, 3×3): 16 outputs of a 3×3 filter from 36 products instead of 144, after linear transforms
-// (Lavin and Gray, CVPR 2016). Its points are 0, ±a, ±b and ∞ with a = 5/8, b = 3/2, p = a², q = b²: the transforms of
-// images and outputs then have short binary fractions, and rounding errors are half of those with ±1, ±2.
+// Winograd's convolution F(4×4, 3×3): 16 outputs of a 3×3 filter from 36 products instead of 144, after linear
+// transforms (Lavin and Gray, CVPR 2016). Its points are 0, ±a, ±b and ∞ with a = 5/8, b = 3/2, p = a², q = b²: the
+// transforms of images and outputs then have short binary fractions, and rounding errors are half of those with ±1, ±2.
 //
 //     forward           y = Aᵀ [Σ_c (G w Gᵀ) · (Bᵀ d B)] A      d 6×6 pixels of x, w 3×3, y 4×4
 //     backward_weight  gw = Fᵀ [Σ_t (H g Hᵀ) · (Bᵀ d B)] F      g 4×4 gradients of y: F(3×3, 4×4) with the same points
 //
-// where · is element by element, of 36 elements ξ. Each transform is one of an axis, applied to columns and then to rows.
+// where · is element by element, of 36 elements ξ. Each transform is one of an axis, applied to columns and then to
+// rows.
 #pragma once
 #include "conv2d.cuh"
 
