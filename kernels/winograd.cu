@@ -1,15 +1,15 @@
 // 3×3 convolution of stride 1 by Winograd's F(2×2,3×3), in one kernel: y = b + x ∗ w, then max(·, 0) if `relu`. y is
-// overwritten; b may be null. Also the gradient of the input, of gy and rotated filters (winograd_filters.cu), where the
-// padding is 2 − padding and may be below 0.
+// overwritten; b may be null. Also the gradient of the input, of gy and rotated filters (winograd_filters.cu), where
+// the padding is 2 − padding and may be below 0.
 //
 // A block computes 32 tiles of 2×2 outputs of 64 filters (the rows and columns of winograd.cuh): at each step it takes
-// TERMS channels of transformed filters from u, and of x, which it transforms on the way to shared memory, two stages deep
-// with one barrier between the steps. What is transformed never goes to global memory but for u. After CHUNK channels the
-// sums are transformed to outputs and added to y, so that the error of long sums stays below 1e-6.
+// TERMS channels of transformed filters from u, and of x, which it transforms on the way to shared memory, two stages
+// deep with one barrier between the steps. What is transformed never goes to global memory but for u. After CHUNK
+// channels the sums are transformed to outputs and added to y, so that the error of long sums stays below 1e-6.
 //
-// Layouts: x (N,C,H,W) by strides; u as winograd_filters writes it; y (N,K,P,Q) contiguous. Warps read neighbouring tiles
-// of one channel, or with `channels_last` neighbouring channels of four tiles. Grid: x blocks of filters, then of tiles;
-// z groups.
+// Layouts: x (N,C,H,W) by strides; u as winograd_filters writes it; y (N,K,P,Q) contiguous. Warps read neighbouring
+// tiles of one channel, or with `channels_last` neighbouring channels of four tiles. Grid: x blocks of filters, then of
+// tiles; z groups.
 #include "winograd.cuh"
 
 constexpr int CHUNK = 512;                                // channels summed in one go
@@ -43,7 +43,8 @@ struct FilterLoader {
     __device__ __forceinline__ void finish(float* target) {
         copy_async_wait<0>();
 #pragma unroll
-        for (int copy = 0; HELD && copy < COPIES; ++copy) store4(target + 4 * (copy * WINOGRAD_THREADS + threadIdx.x), held[copy]);
+        for (int copy = 0; HELD && copy < COPIES; ++copy)
+            store4(target + 4 * (copy * WINOGRAD_THREADS + threadIdx.x), held[copy]);
     }
 };
 
@@ -56,7 +57,8 @@ struct TileLoader {
     int term, row;        // the thread's channel of a step, and tile; threads past the last term have none
     float values[16];
 
-    __device__ __forceinline__ TileLoader(const float* x, const WinogradShape& s, const ImageStrides& strides, int first_tile) {
+    __device__ __forceinline__ TileLoader(const float* x, const WinogradShape& s, const ImageStrides& strides,
+                                          int first_tile) {
         term = s.channels_last ? threadIdx.x % TERMS : threadIdx.x / ROWS;
         row = s.channels_last ? threadIdx.x / TERMS : threadIdx.x % ROWS;
         int rest, column;
@@ -67,10 +69,13 @@ struct TileLoader {
         source = x + n * strides.image + h * strides.row + w * strides.column +
                  (static_cast<int64>(blockIdx.z) * s.channels + term) * strides.channel;
     }
-    __device__ __forceinline__ bool active() const { return TERMS * ROWS == WINOGRAD_THREADS || threadIdx.x < TERMS * ROWS; }
+    __device__ __forceinline__ bool active() const {
+        return TERMS * ROWS == WINOGRAD_THREADS || threadIdx.x < TERMS * ROWS;
+    }
     __device__ __forceinline__ void load(int channel, const WinogradShape& s, const ImageStrides& strides) {
         if (!active()) return;
-        load_tile<4>(source, channel + term < s.channels ? bits : 0, opaque(strides.row), opaque(strides.column), values);
+        const int row_step = opaque(strides.row), column_step = opaque(strides.column);  // see load_tile
+        load_tile<4>(source, channel + term < s.channels ? bits : 0, row_step, column_step, values);
         source += step;
     }
     __device__ __forceinline__ void finish(float* target) {
@@ -123,10 +128,11 @@ __device__ __forceinline__ void store_outputs(const Sums& sums, float* shared, c
         }
         float* line = target + filter * plane;
         if (rows > 0)
-            store_pair(line, above[0] + above[1] + above[2], above[1] - above[2] + above[3], value, vector, columns, add, relu);
+            store_pair(line, above[0] + above[1] + above[2], above[1] - above[2] + above[3], value, vector, columns,
+                       add, relu);
         if (rows > 1)
-            store_pair(line + s.out_width, below[0] + below[1] + below[2], below[1] - below[2] + below[3], value, vector,
-                       columns, add, relu);
+            store_pair(line + s.out_width, below[0] + below[1] + below[2], below[1] - below[2] + below[3], value,
+                       vector, columns, add, relu);
     });
 }
 
@@ -162,10 +168,10 @@ __device__ __forceinline__ void convolve(const float* x, const float* u, const f
     }
 }
 
-#define WINOGRAD(TERMS)                                                                                                  \
-    KERNEL(256, 1) winograd_64x32x##TERMS(const float* x, const float* u, const float* bias, float* y,                   \
-                                          WinogradShape shape, ImageStrides strides) {                                   \
-        convolve<TERMS>(x, u, bias, y, shape, strides);                                                                  \
+#define WINOGRAD(TERMS)                                                                                                \
+    KERNEL(256, 1) winograd_64x32x##TERMS(const float* x, const float* u, const float* bias, float* y,                 \
+                                          WinogradShape shape, ImageStrides strides) {                                 \
+        convolve<TERMS>(x, u, bias, y, shape, strides);                                                                \
     }
 
 WINOGRAD(8)  // 96 KB of shared memory

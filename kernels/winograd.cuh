@@ -1,6 +1,6 @@
 // What Winograd's kernels of F(2×2,3×3) share: 16 products of numbers in the place of 36 (Lavin and Gray, CVPR 2016).
 //
-// In one dimension, with points 0, 1, −1, ∞, two outputs of three taps are AT · ((G g) ∘ (BT d)), where d has four pixels:
+// In one dimension, with points 0, 1, −1, ∞, two outputs of three taps are AT · ((G g) ∘ (BT d)), d being four pixels:
 //   BT = 1  0 −1  0    G = 1   0   0    AT = 1  1  1  0
 //        0  1  1  0        ½   ½   ½         0  1 −1  1
 //        0 −1  1  0        ½  −½   ½
@@ -10,13 +10,13 @@
 // A block's product has 32 rows × 64 columns of each of the 16 components, and TERMS terms at a step. Warp w computes
 // components 2w and 2w + 1, each lane 8 rows × 8 columns of both: 128 sums. Both operands lie in shared memory as
 // [component][term][row or column], where rows of term t are at `swizzled(t, row)`: four of them stay side by side for
-// LDS.128, and whether a warp's lanes are 32 rows of a term, or ROWS / TERMS rows of every term, they write to 32 banks.
+// LDS.128, and whether a warp's lanes are 32 rows of a term, or ROWS / TERMS rows of every term, they hit 32 banks.
 #pragma once
 #include "conv2d.cuh"
 #include "tile.cuh"
 
 constexpr int COMPONENTS = 16, ROWS = 32, COLUMNS = 64, WINOGRAD_THREADS = 256;
-constexpr int PITCH = 36;  // of results in shared memory: eight lanes of STS.128 fall into eight different groups of banks
+constexpr int PITCH = 36;  // of results in shared memory: eight lanes of STS.128 fall into eight groups of banks
 static_assert(COMPONENTS == 2 * WINOGRAD_THREADS / WARP_SIZE, "two components a warp");
 static_assert(ROWS == 2 * GROUP_ROWS && COLUMNS == 2 * GROUP_COLUMNS, "a lane has two groups of four of both");
 
@@ -82,8 +82,8 @@ __device__ __forceinline__ unsigned inside_bits(int h, int w, int height, int wi
 }
 
 // The pixels of SIZE × SIZE whose bits of a 4×4 tile are set, and zeros. Where pixels of a row are neighbours, their
-// places are constants in the instructions. Strides are best not known to the compiler (`opaque`), which else keeps their
-// multiples in registers through the main loop.
+// places are constants in the instructions. Strides are best not known to the compiler (`opaque`), which else keeps
+// their multiples in registers through the main loop.
 template <int SIZE>
 __device__ __forceinline__ void load_tile(const float* source, unsigned bits, int row, int column,
                                           float (&values)[SIZE * SIZE]) {
@@ -104,8 +104,8 @@ __device__ __forceinline__ void load_tile(const float* source, unsigned bits, in
 template <int TERMS, bool COLUMNS_SWIZZLED>
 __device__ __forceinline__ void multiply_components(const float* shared, int stage, Sums& sums) {
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
-    // Not known to the compiler, or it would keep the places with each term's swizzle in registers through the loop. What
-    // is added to a lane's row or column are multiples of 32, which a swizzle does not touch.
+    // Not known to the compiler, or it would keep the places with each term's swizzle in registers through the loop.
+    // What is added to a lane's row or column are multiples of 32, which a swizzle does not touch.
     const int left = stage + opaque(2 * warp * TERMS * ROWS + lane_row(lane));
     const int right = stage + opaque(Stage<TERMS>::LEFT + 2 * warp * TERMS * COLUMNS + lane_column(lane));
 #pragma unroll

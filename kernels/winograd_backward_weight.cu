@@ -1,16 +1,16 @@
-// Gradient of 3×3 weights at stride 1 by Winograd's F(3×3,2×2): gw[k,c] = AT (Σ_tiles (G e GT) ∘ (BT d B)) A, where d are
-// 4×4 pixels of x and e the 2×2 of gy that they reach. gw is overwritten. BT is that of winograd.cuh; the others' halves
-// stand at the end, where they are multiplied by once a sum:
+// Gradient of 3×3 weights at stride 1 by Winograd's F(3×3,2×2): gw[k,c] = AT (Σ_tiles (G e GT) ∘ (BT d B)) A, where d
+// are 4×4 pixels of x and e the 2×2 of gy that they reach. gw is overwritten. BT is that of winograd.cuh; the others'
+// halves stand at the end, where they are multiplied by once a sum:
 //   G = 1  0    AT = 1  ½  ½  0
 //       1  1         0  ½ −½  0
 //       1 −1         0  ½  ½  1
 //       0  1
-// A block sums 64 filters × 32 channels (the columns and rows of winograd.cuh) over the tiles of its split, TERMS at a step,
-// and transforms both operands on the way to shared memory, two stages deep with one barrier between the steps. After
-// CHUNK tiles the sums are transformed and added to gw, so that the error of 1e5 terms stays below 2e-6.
+// A block sums 64 filters × 32 channels (the columns and rows of winograd.cuh) over the tiles of its split, TERMS at a
+// step, and transforms both operands on the way to shared memory, two stages deep with one barrier between the steps.
+// After CHUNK tiles the sums are transformed and added to gw, so that the error of 1e5 terms stays below 2e-6.
 //
-// Layouts: x (N,C,H,W) and gy (N,K,P,Q) by strides; gw (K,C/groups,3,3) contiguous. Warps read TERMS tiles side by side of
-// several channels, or with `channels_last` 32 channels of one tile. Grid: x blocks of filters, then of channels; y
+// Layouts: x (N,C,H,W) and gy (N,K,P,Q) by strides; gw (K,C/groups,3,3) contiguous. Warps read TERMS tiles side by side
+// of several channels, or with `channels_last` 32 channels of one tile. Grid: x blocks of filters, then of channels; y
 // splits; z groups. With splits, gw is a workspace (splits,K,C/groups,3,3), which gemm_add_splits sums.
 #include "winograd.cuh"
 
@@ -60,11 +60,12 @@ struct PairLoader {
         const int channel = first_channel + row(), filter = first_filter + row();
         exist = (channel < s.channels) | (filter < s.filters) << 1 | (filter + 32 < s.filters) << 2;
         // Not known to the compiler, or it would compute them anew at each step.
-        x_offset = opaque((blockIdx.z * s.channels + min(channel, s.channels - 1)) * static_cast<int>(x_strides.channel));
-        gy_offset = opaque((blockIdx.z * s.filters + min(filter, s.filters - 1)) * static_cast<int>(gy_strides.channel));
+        const int x_step = static_cast<int>(x_strides.channel), gy_step = static_cast<int>(gy_strides.channel);
+        x_offset = opaque((blockIdx.z * s.channels + min(channel, s.channels - 1)) * x_step);
+        gy_offset = opaque((blockIdx.z * s.filters + min(filter, s.filters - 1)) * gy_step);
     }
-    // The thread's tile of a step, and its channel, which is also its filter; computed anew where they are needed, so that
-    // they take no registers in between.
+    // The thread's tile of a step, and its channel, which is also its filter; computed anew where they are needed, so
+    // that they take no registers in between.
     __device__ __forceinline__ int term() const {
         const int thread = opaque(threadIdx.x);
         return s.channels_last ? thread / ROWS : thread % TERMS;
@@ -73,7 +74,9 @@ struct PairLoader {
         const int thread = opaque(threadIdx.x);
         return s.channels_last ? thread % ROWS : thread / TERMS;
     }
-    __device__ __forceinline__ bool active() const { return TERMS * ROWS == WINOGRAD_THREADS || threadIdx.x < TERMS * ROWS; }
+    __device__ __forceinline__ bool active() const {
+        return TERMS * ROWS == WINOGRAD_THREADS || threadIdx.x < TERMS * ROWS;
+    }
 
     // Of the step's tiles from `first` on; from `end` on there are none.
     __device__ __forceinline__ void load(int first, int end) {
@@ -89,7 +92,8 @@ struct PairLoader {
         const unsigned inside = exists && exist & 1 ? inside_bits(top, left, s.height, s.width) : 0;
         const unsigned reached =
             exists ? (w + 1 < s.out_width ? 0x33u : 0x11u) & (h + 1 < s.out_height ? 0xffu : 0x0fu) : 0;
-        load_tile<4>(x + n * x_strides.image + (x_offset + top * x_row + left * x_column), inside, x_row, x_column, pixels);
+        const float* corner = x + n * x_strides.image + (x_offset + top * x_row + left * x_column);
+        load_tile<4>(corner, inside, x_row, x_column, pixels);
         const float* gradient = gy + n * gy_strides.image + (gy_offset + h * gy_row + w * gy_column);
 #pragma unroll
         for (int i = 0; i < 2; ++i, gradient += 32 * gy_strides.channel)
@@ -106,13 +110,14 @@ struct PairLoader {
             float components[16];
             transform_gradient(gradients[filter], components);
 #pragma unroll
-            for (int i = 0; i < COMPONENTS; ++i) right[(i * TERMS + term) * COLUMNS + place + 32 * filter] = components[i];
+            for (int i = 0; i < COMPONENTS; ++i)
+                right[(i * TERMS + term) * COLUMNS + place + 32 * filter] = components[i];
         }
     }
 };
 
-// Transforms the sums and writes them, or adds them to what stands there. A warp has 32 channels of one filter, which are
-// neighbours in gw but for its end; it turns them in shared memory so that its lanes write side by side.
+// Transforms the sums and writes them, or adds them to what stands there. A warp has 32 channels of one filter, which
+// are neighbours in gw but for its end; it turns them in shared memory so that its lanes write side by side.
 __device__ __forceinline__ void store_weights(const Sums& sums, float* shared, float* gw, const WinogradShape& s,
                                               const WinogradSplit& split, bool add) {
     // From the indices of the block anew, so that nothing of it takes registers in the main loop.
@@ -178,11 +183,11 @@ __device__ __forceinline__ void sum_tiles(const float* x, const float* gy, float
     } while (begin < end_of_split(s, split));
 }
 
-#define WINOGRAD_BACKWARD_WEIGHT(TERMS)                                                                                 \
-    KERNEL(256, 1) winograd_backward_weight_64x32x##TERMS(const float* x, const float* gy, float* gw,                   \
-                                                          WinogradShape shape, ImageStrides x_strides,                  \
-                                                          ImageStrides gy_strides, WinogradSplit split) {               \
-        sum_tiles<TERMS>(x, gy, gw, shape, x_strides, gy_strides, split);                                               \
+#define WINOGRAD_BACKWARD_WEIGHT(TERMS)                                                                                \
+    KERNEL(256, 1) winograd_backward_weight_64x32x##TERMS(const float* x, const float* gy, float* gw,                  \
+                                                          WinogradShape shape, ImageStrides x_strides,                 \
+                                                          ImageStrides gy_strides, WinogradSplit split) {              \
+        sum_tiles<TERMS>(x, gy, gw, shape, x_strides, gy_strides, split);                                              \
     }
 
 WINOGRAD_BACKWARD_WEIGHT(8)  // 96 KB of shared memory

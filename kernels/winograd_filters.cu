@@ -1,10 +1,10 @@
 // Winograd's transform of 3×3 filters, U = G g GT, once for each launch of winograd.cu, which copies it as it stands to
 // shared memory. u is overwritten.
 //
-// Layouts: w (K,C/groups,3,3) contiguous; u (groups, filters/64, channels/8, 16 components, 8 channels, 64 filters), zeros
-// where there is no filter or channel. `rotated`: for the gradient of the input, filters are the convolution's channels
-// and channels its filters, and taps are read from the last. A block transforms 64 filters of 8 channels. Grid: x blocks
-// of channels, then of filters, then groups.
+// Layouts: w (K,C/groups,3,3) contiguous; u (groups, filters/64, channels/8, 16 components, 8 channels, 64 filters),
+// zeros where there is no filter or channel. `rotated`: for the gradient of the input, filters are the convolution's
+// channels and channels its filters, and taps are read from the last. A block transforms 64 filters of 8 channels.
+// Grid: x blocks of channels, then of filters, then groups.
 #include "winograd.cuh"
 
 constexpr int CHANNELS = 8, TAPS = 9;

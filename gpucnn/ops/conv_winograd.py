@@ -34,22 +34,17 @@ LARGEST_TILES = 2**31 - 1024  # counted in 32 bits, which may run past the end b
 
 def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
     """None, or the reason why not."""
-    rules = [
+    on_cpu = device == "cpu"
+    rules = (
         ("3x3 kernels", (shape.R, shape.S), (3, 3)),
         ("stride 1", shape.stride, (1, 1)),
         ("dilation 1", shape.dilation, (1, 1)),
-        ("groups 1", shape.groups, 1),
-    ]
-    if device != "cpu":
-        rules[3] = ("float32", np.dtype(dtype), np.dtype(np.float32))
+        ("groups 1", shape.groups, 1) if on_cpu else ("float32", np.dtype(dtype), np.dtype(np.float32)),
+    )
     reason = next((f"it needs {rule}, not {value}" for rule, value, needed in rules if value != needed), None)
-    if (
-        reason is None
-        and device != "cpu"
-        and max(_tiles(shape.N, *pixels) for pixels in _images(shape)) > LARGEST_TILES
-    ):
-        return "it counts tiles of 2x2 pixels in 31 bits: split the batch"
-    return reason
+    if reason or on_cpu or max(_tiles(shape.N, *pixels) for pixels in _images(shape)) <= LARGEST_TILES:
+        return reason
+    return "it counts tiles of 2x2 pixels in 31 bits: split the batch"
 
 
 def winograd_workspace(shape: ConvShape, dtype: np.dtype) -> int:
