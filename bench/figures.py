@@ -161,7 +161,6 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _named("suite", "suite", "the network that the layer is from"),
         _named("pass", "pass", "forward, or the gradient of the input or of the weight"),
         _named("layer", "layer", "the layer's name in its suite"),
-        _named("shape", "shape", "what was computed"),
         Column("algorithm", "algorithm", "what computes it; in brackets what auto stands for", algorithm),
         _named("dtype", "dtype", "the type of the numbers in memory"),
         _named("precision", "precision", "the arithmetic of the products"),
@@ -178,6 +177,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("reference", "reference ms", REFERENCE, lambda row: digits(reference(row)), reference),
         _figure("ratio", "ratio", "reference ÷ ours: above 1, gpucnn is faster", ratio),
         *(_counter(name) for name in counter_names(rows)),
+        _named("shape", "shape", "what was computed"),
     ]
     return [column for column in found if any(column.text(row) for row in rows)]
 
@@ -335,6 +335,12 @@ def _traffic(row: Row) -> float | None:
     found = counters(row)
     moved, ideal = found.get("global_bytes"), found.get("ideal_bytes")
     return moved / ideal if moved and ideal else None
+
+
+def lengths(rows: Iterable[Row], shown: Measure) -> list[float]:
+    """What an axis has to hold: a measure of rows and of their references."""
+    pairs = ((shown.value(row), shown.of_reference(row)) for row in rows if measured(row))
+    return [value for pair in pairs for value in pair if value is not None and value > 0]
 
 
 def logarithmic(values: Iterable[float]) -> bool:

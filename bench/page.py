@@ -180,7 +180,7 @@ def _table(kind: str, label: str, columns: Sequence[Column], body: str) -> str:
 def cell(row: Any, column: Column) -> str:
     """One cell, with the number that it is sorted by."""
     if column.value is None:
-        return f'<td class="{"name" if column.key in ("layer", "shape") else column.key}">{text(column.text(row))}</td>'
+        return f'<td class="{"name" if column.key == "layer" else column.key}">{text(column.text(row))}</td>'
     value = column.value(row)
     sort_key = "" if value is None or not math.isfinite(value) else f' data-value="{value!r}"'
     return f'<td class="figure"{sort_key}>{text(column.text(row))}</td>'
@@ -241,15 +241,7 @@ def bars(rows: Sequence[Row], numbers: dict[int, str]) -> str:
     charts = []
     for (suite,), group in figures.groups(rows, ("suite",)).items():
         measure, label = figures.measure(group), figures.layers(group)
-        scale = _scale(
-            [
-                value
-                for row in group
-                if figures.measured(row)
-                for value in (measure.value(row), measure.of_reference(row))
-                if value
-            ]
-        )
+        scale = _scale(figures.lengths(group, measure))
         more = "more" if measure.more_is_better else "less"
         note = f"{measure.label}{'' if scale.linear else ', logarithmic'} ({more} is better)"
         for (name,), own in figures.groups(group, ("pass",)).items():

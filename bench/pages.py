@@ -86,10 +86,11 @@ def _passed(row: Any) -> bool:
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with all keys; those of a GPU suite's own parts are named as `gpucnn bench` names them."""
-    found = {**BLANK, **{name: row.get(other) for name, other in SUITE_NAMES.items()}}
+    found = {**BLANK, **row}
+    for name, other in SUITE_NAMES.items():
+        found[name] = row.get(other) if found[name] is None else found[name]
     found["layer"] = next((row[name] for name in LAYER_NAMES if row.get(name)), "")
-    found["algorithm"] = row.get("library")
-    found |= row
+    found["algorithm"] = found["algorithm"] or row.get("library")
     found |= {key: figures.number(found[key]) for key in results.NUMBERS}
     found |= {key: figures.plain(found[key]) for key in results.TEXTS}
     if not isinstance(found["references"], dict):

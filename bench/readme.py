@@ -106,8 +106,8 @@ def _convolutions(found: Sequence[Kept], folder: Path) -> str:
             continue
         result = each.result
         if text := means_table(result):
-            names = ", ".join(dict.fromkeys(name for row in result["rows"] for name in row["references"]))
-            what = f"Speed of convolutions beside {cell(names)}" if names else "Rates of convolutions"
+            names = ", ".join(map(code, dict.fromkeys(name for row in result["rows"] for name in row["references"])))
+            what = f"Speed of convolutions beside {names}" if names else "Rates of convolutions"
             where = f"{cell(result['device'])}; {_source(each, folder)}"
             parts.append(f"{what}, geometric means over each suite's layers ({where}):\n\n{text}")
     return "\n".join(parts)
