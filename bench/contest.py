@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.bench import ceiling, counters, references, reference_worker, timing
+from gpucnn.bench import ceiling, counters, reference_worker, references, timing
 from gpucnn.bench.report import Report
 from gpucnn.bench.results import fastest_reference
 
@@ -286,4 +286,3 @@ class Arena:
             return {"tflops": rate, "percent_of_peak": 100 * rate / most["tflops"]}
         rate = 1e-9 * problem.bytes / seconds
         return {"gb_per_s": rate, "percent_of_peak": 100 * rate / most["gb_per_s"]}
-

@@ -1,7 +1,7 @@
 """Convolutions: every layer, pass, layout and algorithm, checked, then timed beside PyTorch or ONNX Runtime.
 
-Effective TFLOP/s are those of the direct convolution that would take as long, so that a faster algorithm may exceed what
-the device's multiply-adds reach. On the simulator layers are shrunk, and counters stand in place of times.
+Effective TFLOP/s are those of the direct convolution that would take as long, so that a faster algorithm may exceed
+what the device's multiply-adds reach. On the simulator layers are shrunk, and counters stand in place of times.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ class Case:
     @cached_property
     def arrays(self) -> dict[str, Any]:
         shapes = {"x": self.shape.x, "w": self.shape.weight, "gy": self.shape.y}
-        found = {name: peer.random(shape, seed, self.device) for seed, (name, shape) in enumerate(shapes.items())}
-        return {name: array.astype(self.dtype, copy=False) for name, array in found.items()}
+        return {
+            name: peer.random(shape, seed, self.device, self.dtype) for seed, (name, shape) in enumerate(shapes.items())
+        }
 
     def operands(self, pass_: str, layout: str) -> tuple[Any, Any]:
         """The two arrays that a pass reads, in the order that it takes them; weights are (K, C/groups, R, S) always."""
@@ -142,8 +143,9 @@ def measure(arena: Arena, plan: Plan, progress: Callable[[list[Any]], Any] = ite
 def contest(arena: Arena, plan: Plan, case: Case, pass_: str, layout: str, wanted: ConvShape) -> None:
     """Rows of all algorithms for one layer, pass and layout."""
     shape, dtype = case.shape, np.dtype(plan.dtype)
-    entrants = []
-    for name in plan.names(arena.device):
+    entrants, before = [], len(arena.report.rows)
+    names = plan.names(arena.device)
+    for name in names:
         values = describe(shape, wanted, name, pass_, case)
         labels = labels_of(case.layer, pass_, name, plan.dtype, layout)
         entry = ops.table(operation_of(pass_), arena.device.partition(":")[0]).get(values.get("chosen", name))
@@ -156,6 +158,8 @@ def contest(arena: Arena, plan: Plan, case: Case, pass_: str, layout: str, wante
     threads = arena.report.content["settings"].get("threads", 1)
     problem = Problem(case.spec(pass_, layout, threads), 2.0 * shape.multiply_adds, case.bytes())
     arena.run(problem, entrants)
+    rows = arena.report.rows
+    rows[before:] = sorted(rows[before:], key=lambda row: names.index(row["algorithm"]))
 
 
 def describe(shape: ConvShape, wanted: ConvShape, name: str, pass_: str, case: Case) -> dict[str, Any]:

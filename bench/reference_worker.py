@@ -1,13 +1,14 @@
 """What gpucnn is compared with: the same operations in PyTorch and ONNX Runtime.
 
 On a GPU the functions are called from gpucnn's process. On the CPU this is a program of its own, which imports nothing
-of gpucnn: two OpenMP runtimes in one process would falsify both times. Each line of its input is a request in JSON, each
-line of its output the answer: {"prepare": SPEC} → {"mean_square"}, {"turn": SECONDS} → {"seconds": […]}, and
+of gpucnn: two OpenMP runtimes in one process would falsify both times. Each line of its input is a request in JSON,
+each line of its output the answer: {"prepare": SPEC} → {"mean_square"}, {"turn": SECONDS} → {"seconds": […]}, and
 {"error"} where something failed.
 
 A SPEC is {"library", "threads", "flush_bytes", "operation", "dtype", "layout", …} with what the operation needs:
-a convolution's "x", "w" and "gy" (shapes), "stride", "padding", "dilation" and "groups"; a product's "a" and "b" (shapes
-as stored) and "transposed"; a function's "function", "arguments", "x" (shape) and "backward".
+a convolution's "x", "w" and "gy" (shapes), "stride", "padding", "dilation" and "groups"; a product's "a" and "b"
+(shapes as stored) and "transposed"; a function's "function", "arguments", "x" (shape) and "backward"; an optimiser's
+"optimizer", "options", and "parts" arrays of "count" values.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ BLOCK = (1 << 20) + 7
 
 def random(shape: tuple[int, ...] | list[int], seed: int, dtype: str = "float32") -> np.ndarray:
     """Normal numbers; large arrays repeat a block of a million and seven."""
-    block = np.random.default_rng(seed).standard_normal(BLOCK, dtype=np.float32)
-    return np.resize(block, tuple(shape)).astype(dtype)
+    return np.resize(block(seed, dtype), tuple(shape))
+
+
+def block(seed: int, dtype: str = "float32") -> np.ndarray:
+    """What `random` repeats."""
+    return np.random.default_rng(seed).standard_normal(BLOCK, dtype=np.dtype(dtype).type)
 
 
 def version(library: str) -> str:
@@ -42,7 +47,7 @@ def version(library: str) -> str:
 
 def torch_call(torch: Any, spec: dict[str, Any], device: str = "cpu") -> Callable[[], Any]:
     """A function that computes what SPEC says in PyTorch; its arrays are made now."""
-    makers = {"matmul": _torch_matmul, "function": _torch_function}
+    makers = {"matmul": _torch_matmul, "function": _torch_function, "optimizer": _torch_optimizer}
     return makers.get(spec["operation"], _torch_convolution)(torch, spec, device)
 
 
@@ -96,6 +101,20 @@ def _torch_function(torch: Any, spec: dict[str, Any], device: str) -> Callable[[
         return leaf.grad
 
     return backward
+
+
+def _torch_optimizer(torch: Any, spec: dict[str, Any], device: str) -> Callable[[], Any]:
+    starts = [torch.from_numpy(random((spec["count"],), seed, spec["dtype"])) for seed in range(spec["parts"])]
+    values = [start.to(device).requires_grad_() for start in starts]
+    for value in values:
+        value.grad = value.detach().clone()
+    optimizer = getattr(torch.optim, spec["optimizer"])(values, **spec["options"])
+
+    def step() -> Any:
+        optimizer.step()
+        return values[0]
+
+    return step
 
 
 def onnxruntime_call(onnxruntime: Any, spec: dict[str, Any]) -> Callable[[], Any]:

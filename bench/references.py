@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -90,9 +90,10 @@ def on_gpu(
     module = peer.torch(device)
     found: dict[str, float | None] = {}
     layouts = ("nchw", "nhwc") if spec["operation"].startswith("conv") else ("nchw",)
+    multiplies = spec["operation"].startswith(("conv", "matmul"))
     for layout in layouts:
-        for tf32 in (False, True):
-            with peer.tf32(module, tf32), module.no_grad() if not spec.get("backward") else ExitStack():
+        for tf32 in (False, True) if multiplies else (False,):
+            with peer.tf32(module, tf32), ExitStack() if spec.get("backward") else module.no_grad():
                 name = reference_name(spec["operation"], layout, tf32)
                 try:
                     call = reference_worker.torch_call(module, {**spec, "layout": layout}, device)
@@ -105,14 +106,14 @@ def on_gpu(
 
 def reference_name(operation: str, layout: str, tf32: bool) -> str:
     """The name of a reference on a GPU."""
-    library = {"matmul": "cublas", "function": "torch"}.get(operation, f"cudnn_{layout}")
+    library = f"cudnn_{layout}" if operation.startswith("conv") else "cublas" if operation == "matmul" else "torch"
     return library + "_tf32" * tf32
 
 
 def opened(library: str, device: str) -> AbstractContextManager[Worker | None]:
     """The process of a library for the CPU; None where there is nothing to alternate with."""
     if library == "none" or device != "cpu":
-        return ExitStack()  # type: ignore[return-value]
+        return nullcontext()
     return Worker(library)
 
 

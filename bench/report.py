@@ -1,4 +1,4 @@
-"""What benchmarks have in common: rows in a file that is whole after every row; the command line of the GPU suite's parts.
+"""What benchmarks have in common: rows, in a file that is whole after every one; and the GPU suite's command line.
 
 A case that fails is a row with its reason. A part that is started again on its file goes on behind the rows that are
 there, so a GPU fault, which ends every process that met it, costs one row.

@@ -88,7 +88,8 @@ class Session:
             report.drop_pending()
             report.content["interrupted"] = True
             code = INTERRUPTED
-        report.content["settings"]["others"] = _others(others.share())
+        if self.device != "sim" or part == "sim":
+            report.content["settings"]["others"] = _others(others.share())
         self._show(report.content, code == INTERRUPTED)  # type: ignore[arg-type]
         return code or int(any(map(results.failed, report.content["rows"])))
 

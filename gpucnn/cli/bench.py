@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gpucnn import device as devices
 from gpucnn.bench import conv as convolutions
-from gpucnn.bench import layers, references
+from gpucnn.bench import gemm as products
+from gpucnn.bench import layers, references, simulator
+from gpucnn.bench import net as networks
+from gpucnn.bench import pool as memory_bound
 from gpucnn.bench.contest import Limits
 from gpucnn.bench.session import Outputs, Session
 from gpucnn.cli import options
@@ -20,6 +23,7 @@ bench = typer.Typer(
     rich_markup_mode=None,
     help="Measure, beside other libraries; every answer is first checked against float64.",
 )
+EVERY_PASS, EVERY_TRANSPOSITION = ",".join(convolutions.PASSES), ",".join(products.LAYOUTS)
 DTYPES = {"float32": "fp32", "float64": "fp64"}
 
 
@@ -57,7 +61,9 @@ MaxSeconds = Annotated[
 ]
 Threads = Annotated[int | None, options.count("N", "Of gpucnn and of a reference on the CPU.")]
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the rows here as CSV.")]
-Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw bars and a roofline (needs matplotlib).")]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw bars and a roofline (needs matplotlib).")
+]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with table and charts.")]
 
 
@@ -100,7 +106,7 @@ def conv(
         list[str] | None, typer.Option(metavar="SIZES", help=f"{layers.SHAPE_FORM}; may be repeated.")
     ] = None,
     algorithms: Algorithms = "all",
-    passes: Passes = ",".join(convolutions.PASSES),
+    passes: Passes = EVERY_PASS,
     dtype: Dtype = "float32",
     precision: Precision = None,
     batch: Annotated[
@@ -132,3 +138,94 @@ def conv(
     )
     found.outputs.check()
     end(found.run("conv", lambda arena, progress: convolutions.measure(arena, plan, progress), **plan.settings()))
+
+
+@bench.command()
+def gemm(
+    size: Annotated[list[str] | None, typer.Option(metavar="SIZES", help="N, or M,N,K; may be repeated.")] = None,
+    layout: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Some of NN, NT, TN: which operands are stored transposed.")
+    ] = EVERY_TRANSPOSITION,
+    dtype: Dtype = "float32",
+    device: options.Device = None,
+    reference: Reference = "torch",
+    repeat: Repeat = 9,
+    max_seconds: MaxSeconds = 5.0,
+    threads: Threads = None,
+    json: options.Json = None,
+    csv: Csv = None,
+    plot: Plot = None,
+    html: Html = None,
+) -> None:
+    """Matrix products; on the simulator counters instead of times."""
+    check_precision(dtype, None)
+    found = session(device, reference, repeat, max_seconds, threads, json, csv, plot, html)
+    if dtype == "float64" and found.device != "cpu":
+        raise typer.BadParameter("--dtype float64: kernels compute in float32; use --device cpu")
+    chosen = products.products(size or [], some_of("layout", products.LAYOUTS, layout), found.device)
+    end(found.run("gemm", lambda arena, progress: products.measure(arena, chosen, dtype, progress), dtype=dtype))
+
+
+@bench.command()
+def pool(
+    operations: Annotated[
+        str, typer.Option(metavar="NAME,…", help=f"Some of {', '.join(memory_bound.NAMES)}; all: each one.")
+    ] = "all",
+    batch: Annotated[int | None, options.count("N", "Images; default: 4 on the CPU, 64 on a GPU.")] = None,
+    device: options.Device = None,
+    reference: Reference = "torch",
+    repeat: Repeat = 9,
+    max_seconds: MaxSeconds = 5.0,
+    threads: Threads = None,
+    json: options.Json = None,
+    csv: Csv = None,
+    plot: Plot = None,
+    html: Html = None,
+) -> None:
+    """Pooling, activations, normalisation and optimisers: what memory bounds, in bytes a second."""
+    found = session(device, reference, repeat, max_seconds, threads, json, csv, plot, html)
+    names = some_of("operations", (*memory_bound.NAMES, "all"), operations)
+    names = memory_bound.NAMES if "all" in names else names
+    size = memory_bound.sizes(found.device, batch)
+    end(found.run("pool", lambda arena, progress: memory_bound.measure(arena, names, size, progress)))
+
+
+@bench.command()
+def net(
+    model: options.Model,
+    train: Annotated[bool, typer.Option("--train", help="Time training steps only.")] = False,
+    infer: Annotated[bool, typer.Option("--infer", help="Time evaluation only.")] = False,
+    batch: Annotated[
+        int | None, options.count("N", "Images a step; default: 8 on the CPU, 2 simulated, 64 on a GPU.")
+    ] = None,
+    image_size: options.ImageSize = None,
+    device: options.Device = None,
+    reference: Reference = "torch",
+    repeat: Repeat = 9,
+    max_seconds: MaxSeconds = 9.0,
+    threads: Threads = None,
+    json: options.Json = None,
+    csv: Csv = None,
+    plot: Plot = None,
+    html: Html = None,
+) -> None:
+    """A network's images a second and most memory, trained and evaluated (both unless one is asked for)."""
+    found = session(device, reference, repeat, max_seconds, threads, json, csv, plot, html)
+    step = networks.step_of(model, batch, image_size, found.device)
+    passes = tuple(name for name, wanted in (("train", train), ("infer", infer)) if wanted) or networks.PASSES
+    end(found.run("net", lambda arena, progress: networks.measure(arena, [step], passes, progress), batch=step.batch))
+
+
+@bench.command("sim")
+def simulated(
+    size: Annotated[int, options.count("N", "Of square products.")] = simulator.SIZE,
+    repeat: Annotated[int, options.count("N", "Runs; their median counts.")] = simulator.ROUNDS,
+    json: options.Json = None,
+    csv: Csv = None,
+    plot: Plot = None,
+    html: Html = None,
+) -> None:
+    """How fast the simulator itself is, in each of its modes: real time on this CPU."""
+    found = Session("sim", "none", Limits(repeat), None, Outputs(json, csv, plot, html))
+    times = "real time of the simulator, not a GPU's"
+    end(found.run("sim", lambda arena, progress: simulator.measure(arena.report, size, repeat, progress), times=times))
