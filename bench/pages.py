@@ -187,11 +187,11 @@ def means_table(result: results.Result) -> str:
 
     Ratios to the fastest reference where there is one, else rates.
     """
-    means = figures.means(result)
+    means: list[Any] = list(figures.means(result))
     by_ratio = any(mean["ratio"] is not None for mean in means)
     rate = figures.rates(means)
 
-    def text(mean: results.Mean) -> str:
+    def text(mean: Any) -> str:
         return figures.ratio(mean["ratio"]) if by_ratio else rate.text(mean["tflops"])
 
     if not any(map(text, means)):
@@ -200,7 +200,7 @@ def means_table(result: results.Result) -> str:
     names = list(dict.fromkeys(mean["algorithm"] for mean in means if mean["algorithm"] != "best"))
     names = [name for name in (*figures.COLOURS, *names) if name in names]
     names = [*dict.fromkeys(names), "best"]
-    groups: dict[tuple[str, ...], dict[str, results.Mean]] = {}
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for mean in means:
         group = groups.setdefault((mean["suite"], mean["pass_"], *(mean[key] for key in keys)), {})
         group[mean["algorithm"]] = mean

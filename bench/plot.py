@@ -39,7 +39,13 @@ def plot(result: results.Result, path: str | os.PathLike[str]) -> None:
     from matplotlib import rc_context
 
     stream = io.BytesIO()
-    style = {"text.parse_math": False, "font.size": 8, "axes.titlesize": 9, "text.color": INK, "axes.edgecolor": FAINT}
+    style: Any = {
+        "text.parse_math": False,
+        "font.size": 8,
+        "axes.titlesize": 9,
+        "text.color": INK,
+        "axes.edgecolor": FAINT,
+    }
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names may be in any script
         figure = draw(result)
@@ -96,7 +102,7 @@ class _Header:
         if not self.handles:
             figure.text(left, 0.3, "no rows", fontsize=11)
             return
-        place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - self.legend_top * one)}
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (left, 1 - self.legend_top * one)}
         figure.legend(handles=self.handles, ncols=self.columns, frameon=False, borderpad=0.1, borderaxespad=0, **place)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -74,8 +75,8 @@ def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     """Rows and columns as rich's table; a layer is named once, its fastest row is bold."""
     found = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        justify = "left" if column.value is None else "right"
-        limit = {"max_width": LAYER_WIDTH} if column.key == "layer" else {"no_wrap": True}
+        justify: Literal["left", "right"] = "left" if column.value is None else "right"
+        limit: dict[str, Any] = {"max_width": LAYER_WIDTH} if column.key == "layer" else {"no_wrap": True}
         found.add_column(Text(column.heading), justify=justify, overflow="fold", **limit)
     fastest = {number for group in figures.groups(rows, ("layer",)).values() for number in figures.fastest(group)}
     before = None
