@@ -27,13 +27,14 @@ def _registered() -> list[str]:
     return sources.register(Path(__file__).with_name("ceiling.cu"))
 
 
-def measure(device: str, dtype: np.dtype, seconds: float = SECONDS, copy_bytes: int = COPY_BYTES) -> dict[str, float]:
+def measure(device: str, dtype: np.dtype, seconds: float | None = None) -> dict[str, float]:
     """{"tflops", "gb_per_s"} of a device: most multiply-adds, in `dtype`, and bytes read and written by a copy."""
+    seconds = SECONDS if seconds is None else seconds
     if device == "cpu":
-        compute, copy = _cpu_multiply_adds(dtype), _cpu_copy(copy_bytes)
+        compute, copy = _cpu_multiply_adds(dtype), _cpu_copy(COPY_BYTES)
     else:
         _registered()
-        compute, copy = _kernel_multiply_adds(device), _kernel_copy(device, copy_bytes)
+        compute, copy = _kernel_multiply_adds(device), _kernel_copy(device, COPY_BYTES)
     clock = timing.clock_of(device)
     flops = compute()
     return {

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 BLOCK = (1 << 20) + 7
+MOST_CALLS = 10  # of a turn: emptying the caches takes longer than a short call
 
 
 def random(shape: tuple[int, ...] | list[int], seed: int, dtype: str = "float32") -> np.ndarray:
@@ -183,9 +184,9 @@ def mean_square(values: np.ndarray) -> float:
 
 
 def take_turn(call: Callable[[], Any], seconds: float, flush: Callable[[], Any]) -> list[float]:
-    """Seconds of single calls, until `seconds` have passed; before each the caches are emptied."""
+    """Seconds of single calls, until `seconds` have passed, but not of many; before each the caches are emptied."""
     found: list[float] = []
-    while not found or sum(found) < seconds:
+    while not found or (sum(found) < seconds and len(found) < MOST_CALLS):
         flush()
         start = time.perf_counter()
         call()

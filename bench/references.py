@@ -50,7 +50,7 @@ class Worker:
             line = ""
         if not line:
             code = process.wait()
-            self._process = None
+            self.close()
             raise ReferenceFailed(f"the {self.library} process ended with exit code {code}")
         reply = json.loads(line)
         if "error" in reply:

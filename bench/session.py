@@ -35,7 +35,7 @@ class Outputs:
         """Raise OSError unless all can be written, and ValueError where a picture needs what is not installed."""
         for name, path in vars(self).items():
             if path is not None:
-                _check_file(f"--{name}", path)
+                check_file(f"--{name}", path)
 
     def write(self, result: results.Result) -> None:
         """Write each file that is wanted."""
@@ -45,7 +45,8 @@ class Outputs:
                 writers[name](result, path)
 
 
-def _check_file(option: str, path: Path) -> None:
+def check_file(option: str, path: Path) -> None:
+    """Raise OSError, naming the option, unless a file can be written at `path`."""
     parent = path.absolute().parent
     if path.is_dir():
         raise IsADirectoryError(f"{option} {path} is a folder; name a file in it")
@@ -112,7 +113,8 @@ class Session:
         if self.reference == "none" or self.device == "sim":
             return "none"
         if self.device == "cpu":
-            return f"{self.reference} in a process of its own, with the same threads, in turns with gpucnn"
+            quiet = ", which do not spin" if self.reference == "onnxruntime" else ""
+            return f"{self.reference} in a process of its own, with the same threads{quiet}, in turns with gpucnn"
         return f"{self.reference}, NCHW and channels-last (cudnn_nhwc), from arrays in that layout"
 
     def _show(self, result: results.Result, interrupted: bool) -> None:

@@ -10,11 +10,11 @@ import typer
 from gpucnn import device as devices
 from gpucnn.bench import conv as convolutions
 from gpucnn.bench import gemm as products
-from gpucnn.bench import layers, references, simulator
+from gpucnn.bench import layers, pages, references, simulator
 from gpucnn.bench import net as networks
 from gpucnn.bench import pool as memory_bound
 from gpucnn.bench.contest import Limits
-from gpucnn.bench.session import Outputs, Session
+from gpucnn.bench.session import Outputs, Session, check_file
 from gpucnn.cli import options
 from gpucnn.train.rules import COUNT, POSITIVE
 
@@ -229,3 +229,19 @@ def simulated(
     found = Session("sim", "none", Limits(repeat), None, Outputs(json, csv, plot, html))
     times = "real time of the simulator, not a GPU's"
     end(found.run("sim", lambda arena, progress: simulator.measure(arena.report, size, repeat, progress), times=times))
+
+
+@bench.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where results are kept, by device.")] = pages.FOLDER,
+    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The page.")] = Path("bench.html"),
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the geometric means here as Markdown.")
+    ] = None,
+) -> None:
+    """All results that are kept, on one page."""
+    check_file("--html", html)
+    if markdown is not None:
+        check_file("--markdown", markdown)
+    read = pages.write_report(folder, html, markdown)
+    print(f"{html}: {len(read)} files of results")
