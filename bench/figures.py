@@ -213,8 +213,9 @@ COUNTER_HEADINGS = {
     "flops": "FLOP",
     "global_bytes": "bytes",
     "ideal_bytes": "ideal bytes",
-    "sectors_per_request": "sectors/request",
-    "wavefronts_per_request": "wavefronts/request",
+    "sectors_per_request": "sectors",
+    "ideal_sectors_per_request": "ideal sectors",
+    "wavefronts_per_request": "wavefronts",
     "ideal_wavefronts_per_request": "ideal wavefronts",
 }
 

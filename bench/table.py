@@ -37,6 +37,8 @@ def print_table(result: results.Result, console: Console) -> None:
         print_group(
             " · ".join(filter(None, (labels[0], figures.words(labels[1]), *labels[2:]))), group, columns, console
         )
+    if any("sectors_per_request" in figures.counters(row) for row in rows):
+        console.print(Text("sectors and wavefronts: of a warp's request to global and to shared memory", "dim"))
     print_means(result, console)
 
 

@@ -136,7 +136,12 @@ def test_the_fastest_is_bold():
 
 def test_counters_stand_where_times_would():
     text = printed(RESULTS["sim"](), 160)
-    assert "sectors/request" in text and "wavefronts/request" in text and "123 M" in text
+    assert (
+        "ideal sectors" not in text
+        and "ideal wavefronts" in text
+        and "sectors and wavefronts:" in text
+        and "123 M" in text
+    )
     assert " ms" not in text and "geometric" not in text
 
 
