@@ -118,46 +118,7 @@ def means(result: results.Result) -> str:
     found = [mean for mean in figures.means(result) if mean["ratio"] is not None or mean["tflops"] is not None]
     if not found:
         return ""
-    rate, keys = figures.rates(found), figures.varying(found)
-    columns = [
-        Column("suite", "suite", "", lambda mean: figures.plain(mean["suite"])),
-        Column("pass", "pass", "", lambda mean: figures.words(mean["pass_"])),
-        Column(
-            "algorithm",
-            "algorithm",
-            "best: each layer's fastest",
-            lambda mean: figures.plain(mean["algorithm"]) + figures.variant(mean, keys),
-        ),
-        Column(
-            "layers",
-            "layers",
-            "those with a time, of all",
-            lambda mean: f"{mean['layers']}/{mean['of']}",
-            lambda mean: mean["layers"],
-        ),
-        Column(
-            "ratio",
-            "ratio",
-            "reference ÷ ours: above 1, gpucnn is faster",
-            lambda mean: figures.ratio(mean["ratio"]),
-            lambda mean: mean["ratio"],
-        ),
-        Column(
-            "tflops",
-            rate.unit,
-            "2 × multiply-adds of direct convolution ÷ time",
-            lambda mean: rate.text(mean["tflops"]),
-            lambda mean: mean["tflops"],
-        ),
-        Column(
-            "milliseconds",
-            "sum of ms",
-            "of the network, each layer as often as it occurs",
-            lambda mean: figures.digits(mean["milliseconds"]),
-            lambda mean: mean["milliseconds"],
-        ),
-    ]
-    columns = [column for column in columns if any(map(column.text, found))]
+    columns = figures.mean_columns(found)
     body = "".join(
         f'<tr data-row="{number}">{"".join(cell(mean, column) for column in columns)}</tr>\n'
         for number, mean in enumerate(found)

@@ -199,7 +199,7 @@ def means_table(result: results.Result) -> str:
     keys = figures.varying(means)
     names = list(dict.fromkeys(mean["algorithm"] for mean in means if mean["algorithm"] != "best"))
     names = [name for name in (*figures.COLOURS, *names) if name in names]
-    names = [*dict.fromkeys(names), "best"]
+    names = [*dict.fromkeys(names), *["best"] * any(mean["algorithm"] == "best" for mean in means)]
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for mean in means:
         group = groups.setdefault((mean["suite"], mean["pass_"], *(mean[key] for key in keys)), {})
@@ -213,5 +213,5 @@ def means_table(result: results.Result) -> str:
             texts.append(text(mean) + part if mean else "")
         lines.append([cell(suite), cell(figures.words(pass_)), *map(cell, rest), *texts])
     unit = "" if by_ratio else f", {rate.unit}"
-    headings = ["suite", "pass", *keys, *(code(name) + unit for name in names[:-1]), f"best{unit}"]
+    headings = ["suite", "pass", *keys, *(("best" if name == "best" else code(name)) + unit for name in names)]
     return markdown_table(headings, lines)

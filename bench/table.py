@@ -75,11 +75,7 @@ def fitting(
 
 def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     """Rows and columns as rich's table; a layer is named once, its fastest row is bold."""
-    found = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        justify: Literal["left", "right"] = "left" if column.value is None else "right"
-        limit: dict[str, Any] = {"max_width": LAYER_WIDTH} if column.key == "layer" else {"no_wrap": True}
-        found.add_column(Text(column.heading), justify=justify, overflow="fold", **limit)
+    found = _empty(title, columns, "layer")
     fastest = {number for group in figures.groups(rows, ("layer",)).values() for number in figures.fastest(group)}
     before = None
     for row in rows:
@@ -90,6 +86,16 @@ def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
             cells[0] = ""
         found.add_row(*(Text(cell, style) for cell in cells))
         before = layer
+    return found
+
+
+def _empty(title: str, columns: Sequence[Column], folded: str) -> Table:
+    """A table with headings only; long names in the column `folded` take several lines."""
+    found = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column.value is None else "right"
+        limit: dict[str, Any] = {"max_width": LAYER_WIDTH} if column.key == folded else {"no_wrap": True}
+        found.add_column(Text(column.heading), justify=justify, overflow="fold", **limit)
     return found
 
 
@@ -112,24 +118,20 @@ def print_means(result: results.Result, console: Console) -> None:
     means = [mean for mean in figures.means(result) if mean["ratio"] is not None or mean["tflops"] is not None]
     if not means:
         return
-    rate, keys = figures.rates(means), figures.varying(means)
-    found = Table(
-        title="geometric means", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for heading in ("suite", "pass", "algorithm"):
-        found.add_column(heading, overflow="fold")
-    for heading in ("layers", "ratio", rate.unit, "sum of ms"):
-        found.add_column(heading, justify="right", no_wrap=True)
+    columns = figures.mean_columns(means)
+    found = _empty("geometric means", columns, "algorithm")
     before: list[str] = []
     for mean in means:
-        names = [mean["suite"], figures.words(mean["pass_"])]
-        layers = f"{mean['layers']}/{mean['of']}"
-        texts = layers, figures.ratio(mean["ratio"]), rate.text(mean["tflops"]), figures.digits(mean["milliseconds"])
+        texts = [column.text(mean) for column in columns]
+        names = [mean["suite"], mean["pass_"]]
         style = "bold" if mean["algorithm"] == "best" else ""
-        shown = ["", ""] if names == before else names
-        labels = figures.plain(mean["algorithm"]) + figures.variant(mean, keys)
-        found.add_row(*(Text(figures.plain(text), style) for text in (*shown, labels, *texts)))
+        shown = [
+            "" if names == before and column.key in ("suite", "pass") else cell
+            for column, cell in zip(columns, texts, strict=True)
+        ]
+        found.add_row(*(Text(cell, style) for cell in shown))
         before = names
     console.print()
     console.print(found)
-    console.print(Text("ratio: fastest reference of the same precision ÷ ours; above 1, gpucnn is faster", "dim"))
+    if any(mean["ratio"] is not None for mean in means):
+        console.print(Text("ratio: fastest reference of the same precision ÷ ours; above 1, gpucnn is faster", "dim"))
