@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +16,7 @@ from gpucnn.bench.figures import Column, Row
 
 OUTER = ("suite", "pass", "dtype", "precision", "layout")  # the rows that share these are one table
 LEFT_OUT_FIRST = ("peak_bytes", "gb_per_s", "p20", "workspace_bytes", "percent_of_peak", "max_error", "reference")
+BETWEEN = 2  # letters between columns, one of them before the first and one behind the last
 LAYER_WIDTH = 32  # longer names are folded
 HIDDEN = ("shape",)  # too wide; in the page and the file
 
@@ -46,7 +47,7 @@ def print_group(title: str, rows: Sequence[Row], columns: Sequence[Column], cons
     """One table and what it cannot hold: reasons, columns left out."""
     able = [row for row in rows if figures.measured(row)]
     inner = [column for column in columns if column.key not in (*OUTER, *HIDDEN) and any(map(column.text, able))]
-    shown, left_out = fitting(title, able, inner, console)
+    shown, left_out = fitting(able, inner, console.width)
     if able:
         console.print(table(title, able, shown))
     else:
@@ -58,19 +59,23 @@ def print_group(title: str, rows: Sequence[Row], columns: Sequence[Column], cons
         console.print(Text(line))
 
 
-def fitting(
-    title: str, rows: Sequence[Row], columns: Sequence[Column], console: Console
-) -> tuple[list[Column], list[Column]]:
-    """(columns that the console has room for, columns left out)."""
+def fitting(rows: Sequence[Row], columns: Sequence[Column], room: int) -> tuple[list[Column], list[Column]]:
+    """(columns that `room` letters hold, columns left out)."""
+    widths = {column.key: width_of(column, rows) for column in columns}
     shown, left_out = list(columns), []
-    wide = console.options.update(width=10_000)
     counted = [column.key for column in reversed(columns) if column.key.startswith("counter ")]
     for key in (*LEFT_OUT_FIRST, *counted[:-1]):
-        if Measurement.get(console, wide, table("", rows, shown)).maximum <= console.width:
+        if sum(widths[column.key] + BETWEEN for column in shown) <= room:
             break
         left_out += [column for column in shown if column.key == key]
         shown = [column for column in shown if column.key != key]
     return shown, left_out
+
+
+def width_of(column: Column, rows: Sequence[Row]) -> int:
+    """Letters that a column takes."""
+    widest = max(cell_len(text) for text in (column.heading, *map(column.text, rows)))
+    return min(widest, LAYER_WIDTH) if column.key == "layer" else widest
 
 
 def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
