@@ -164,10 +164,10 @@ def test_parts_of_the_gpu_suite_become_rows():
 def test_the_page_of_all_results(tmp_path: Path, capsys):
     files = {"cpu__networks": networks(), "nvidia-h100__conv": on_a_gpu(), "cpu__awkward": {**made.awkward()}}
     folder = folder_of(tmp_path / "results", **files)
-    options = ["--results", str(folder), "--html", str(tmp_path / "a.html"), "--markdown", str(tmp_path / "a.md")]
+    options = [str(folder), "--html", str(tmp_path / "a.html"), "--markdown", str(tmp_path / "a.md")]
     assert main(["bench", "report", *options]) == 0
     names = ["cpu/awkward.json", "cpu/networks.json", "nvidia-h100/conv.json"]
-    assert [line.removeprefix(f"{folder}/") for line in capsys.readouterr().out.splitlines()[:3]] == names
+    assert "a.html: 3 files" in capsys.readouterr().out
     text = (tmp_path / "a.html").read_text()
     assert [text.count(f'href="#result-{i}">{name}<') for i, name in enumerate(names)] == [1, 1, 1]
     assert [text.count(f'id="result-{i}"') for i in range(3)] == [1, 1, 1] and made.HOSTILE not in text
@@ -193,6 +193,6 @@ def test_the_results_that_are_kept_make_a_page(tmp_path: Path):
 def test_what_is_no_results(tmp_path: Path, capsys, files, message):
     (tmp_path / "results").mkdir()
     folder = folder_of(tmp_path / "results", **files)
-    assert main(["bench", "report", "--results", str(folder), "--html", str(tmp_path / "a.html")]) == 1
+    assert main(["bench", "report", str(folder), "--html", str(tmp_path / "a.html")]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "a.html").exists()
-    assert main(["bench", "report", "--results", str(tmp_path / "none"), "--html", str(tmp_path / "a.html")]) == 1
+    assert main(["bench", "report", str(tmp_path / "none"), "--html", str(tmp_path / "a.html")]) == 1

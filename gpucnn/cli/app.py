@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from gpucnn.cli.bench import bench
-from gpucnn.cli.bench_report import report
 from gpucnn.cli.build_kernels import build_kernels
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.evaluate import evaluate
@@ -48,7 +47,6 @@ app.command("build-kernels")(build_kernels)
 app.command("doctor")(doctor)
 app.add_typer(sim, name="sim")
 app.add_typer(bench, name="bench")
-bench.command("report")(report)
 
 
 def main(arguments: list[str] | None = None) -> int:
