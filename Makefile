@@ -23,7 +23,7 @@ demo: .venv/installed
 	$(VENV) -m gpucnn train lenet5 --overwrite
 
 test: .venv/installed-test
-	$(VENV) -m pytest
+	$(VENV) -m pytest -rs
 
 lint: .venv/installed-test
 	$(VENV) -m pip install --quiet --disable-pip-version-check ruff mypy

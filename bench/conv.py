@@ -219,10 +219,11 @@ def candidate(
     def error(result: Any) -> float:
         return oracle.error(operation_of(pass_), *case.operands(pass_, layout), result, shape, seed=shape.N)
 
-    limit = oracle.limit(values.get("chosen", name), np.dtype(case.dtype))
     large = shape.multiply_adds >= PREDICTED_MULTIPLY_ADDS and shape.N > 1
-    predict = partial(predict_by_one_image, case, pass_, layout, name) if large and case.device != "sim" else None
-    return Candidate(labels, call, error, limit, predict, values)
+    chosen = values.get("chosen", name)
+    limit = oracle.limit(chosen, np.dtype(case.dtype))
+    predict = partial(predict_by_one_image, case, pass_, layout, chosen) if large and case.device != "sim" else None
+    return Candidate(labels, call, error, limit, predict, values, needed=name == "auto")
 
 
 def predict_by_one_image(case: Case, pass_: str, layout: str, name: str) -> float:

@@ -11,7 +11,7 @@ from gpucnn.launch.simulator import Counts, Profile
 
 def count(run: Callable[[], Any], ideal_bytes: int) -> tuple[Any, dict[str, Any]]:
     """The result of a call on the simulator, and its counters; `results.COUNTERS` says what each means."""
-    with simulator.profiling() as launches:
+    with simulator.profiling(lines=False) as launches:
         result = run()
     return result, summarize(launches, ideal_bytes)
 

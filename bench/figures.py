@@ -6,6 +6,7 @@ A row is a mapping as `gpucnn bench` writes it. Values may be missing, None or N
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -161,7 +162,6 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _named("suite", "suite", "the network that the layer is from"),
         _named("pass", "pass", "forward, or the gradient of the input or of the weight"),
         _named("layer", "layer", "the layer's name in its suite"),
-        _named("shape", "shape", "what was computed"),
         Column("algorithm", "algorithm", "what computes it; in brackets what auto stands for", algorithm),
         _named("dtype", "dtype", "the type of the numbers in memory"),
         _named("precision", "precision", "the arithmetic of the products"),
@@ -169,7 +169,12 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _figure("milliseconds", "ms", "median time of a call", digits),
         Column("p20", "p20–p80", "ms that a fifth and four fifths of the calls stay below", spread, _value_of("p20")),
         _figure("tflops", rate.unit, "2 × multiply-adds of direct convolution ÷ time", rate.text),
-        _figure("percent_of_peak", "% of peak", "of the ceiling of arithmetic measured in the same run", percent),
+        _figure(
+            "percent_of_peak",
+            "% of peak",
+            "of the ceiling of arithmetic, or of a copy, measured in the same run",
+            percent,
+        ),
         _figure("gb_per_s", "GB/s", "inputs and outputs once each ÷ time", digits),
         _figure("images_per_second", "images/s", "images ÷ time", digits),
         _figure("workspace_bytes", "workspace", "memory beside the arrays", size),
@@ -178,6 +183,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("reference", "reference ms", REFERENCE, lambda row: digits(reference(row)), reference),
         _figure("ratio", "ratio", "reference ÷ ours: above 1, gpucnn is faster", ratio),
         *(_counter(name) for name in counter_names(rows)),
+        _named("shape", "shape", "what was computed"),
     ]
     return [column for column in found if any(column.text(row) for row in rows)]
 
@@ -213,8 +219,9 @@ COUNTER_HEADINGS = {
     "flops": "FLOP",
     "global_bytes": "bytes",
     "ideal_bytes": "ideal bytes",
-    "sectors_per_request": "sectors/request",
-    "wavefronts_per_request": "wavefronts/request",
+    "sectors_per_request": "sectors",
+    "ideal_sectors_per_request": "ideal sectors",
+    "wavefronts_per_request": "wavefronts",
     "ideal_wavefronts_per_request": "ideal wavefronts",
 }
 
@@ -268,13 +275,46 @@ def words(name: str) -> str:
 
 
 def means(result: Mapping[str, Any]) -> list[results.Mean]:
-    """Geometric means of the rows whose figures are numbers."""
+    """Geometric means of the rows whose figures are numbers; "best" only where several algorithms were measured."""
     kept = []
     for row in result["rows"]:
         figures = {key: number(row.get(key)) for key in ("milliseconds", "ratio", "tflops")}
         positive = {key: value if value is not None and value > 0 else None for key, value in figures.items()}
         kept.append({**row, **positive})
-    return results.geometric_means({**result, "rows": kept})  # type: ignore[typeddict-item, typeddict-unknown-key]
+    found: list[Any] = list(results.geometric_means({**result, "rows": kept}))  # type: ignore[typeddict-item, typeddict-unknown-key]
+    counts = Counter(_group(mean) for mean in found if mean["layers"])
+    return [mean for mean in found if mean["algorithm"] != "best" or counts[_group(mean)] > 2]
+
+
+def mean_columns(found: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns that geometric means fill."""
+    rate, keys = rates(found), varying(found)
+
+    def named(mean: Row) -> str:
+        return plain(mean["algorithm"]) + variant(mean, keys)
+
+    options = [
+        _named("suite", "suite", "the network"),
+        Column(
+            "pass", "pass", "forward, or the gradient of the input or of the weight", lambda mean: words(mean["pass_"])
+        ),
+        Column("algorithm", "algorithm", "best: each layer's fastest", named),
+        Column(
+            "layers",
+            "layers",
+            "those with a time, of all",
+            lambda mean: f"{mean['layers']}/{mean['of']}",
+            _value_of("layers"),
+        ),
+        _figure("ratio", "ratio", "reference ÷ ours: above 1, gpucnn is faster", ratio),
+        _figure("tflops", rate.unit, "2 × multiply-adds of direct convolution ÷ time", rate.text),
+        _figure("milliseconds", "sum of ms", "of the network, each layer as often as it occurs", digits),
+    ]
+    return [column for column in options if any(map(column.text, found))]
+
+
+def _group(mean: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(mean[key] for key in ("suite", "pass_", "dtype", "precision", "layout"))
 
 
 def layers(rows: Sequence[Row]) -> dict[int, str]:
@@ -335,6 +375,12 @@ def _traffic(row: Row) -> float | None:
     found = counters(row)
     moved, ideal = found.get("global_bytes"), found.get("ideal_bytes")
     return moved / ideal if moved and ideal else None
+
+
+def lengths(rows: Iterable[Row], shown: Measure) -> list[float]:
+    """What an axis has to hold: a measure of rows and of their references."""
+    pairs = ((shown.value(row), shown.of_reference(row)) for row in rows if measured(row))
+    return [value for pair in pairs for value in pair if value is not None and value > 0]
 
 
 def logarithmic(values: Iterable[float]) -> bool:

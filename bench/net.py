@@ -208,6 +208,7 @@ def gpu_row(arena: Arena, step: layers.Step, pass_: str) -> dict[str, Any]:
                 reference_peaks[name] = module.cuda.max_memory_allocated()
             del run
             peer.free_memory(device)
+    peer.free_memory(device)
     own = timed(arena, ours(step, device, training))
     peak = devices.cupy().get_default_memory_pool().total_bytes()
     return {**found, **rates(own, step, beside), "peak_bytes": peak, "reference_peak_bytes": reference_peaks}

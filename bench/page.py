@@ -118,46 +118,7 @@ def means(result: results.Result) -> str:
     found = [mean for mean in figures.means(result) if mean["ratio"] is not None or mean["tflops"] is not None]
     if not found:
         return ""
-    rate, keys = figures.rates(found), figures.varying(found)
-    columns = [
-        Column("suite", "suite", "", lambda mean: figures.plain(mean["suite"])),
-        Column("pass", "pass", "", lambda mean: figures.words(mean["pass_"])),
-        Column(
-            "algorithm",
-            "algorithm",
-            "best: each layer's fastest",
-            lambda mean: figures.plain(mean["algorithm"]) + figures.variant(mean, keys),
-        ),
-        Column(
-            "layers",
-            "layers",
-            "those with a time, of all",
-            lambda mean: f"{mean['layers']}/{mean['of']}",
-            lambda mean: mean["layers"],
-        ),
-        Column(
-            "ratio",
-            "ratio",
-            "reference ÷ ours: above 1, gpucnn is faster",
-            lambda mean: figures.ratio(mean["ratio"]),
-            lambda mean: mean["ratio"],
-        ),
-        Column(
-            "tflops",
-            rate.unit,
-            "2 × multiply-adds of direct convolution ÷ time",
-            lambda mean: rate.text(mean["tflops"]),
-            lambda mean: mean["tflops"],
-        ),
-        Column(
-            "milliseconds",
-            "sum of ms",
-            "of the network, each layer as often as it occurs",
-            lambda mean: figures.digits(mean["milliseconds"]),
-            lambda mean: mean["milliseconds"],
-        ),
-    ]
-    columns = [column for column in columns if any(map(column.text, found))]
+    columns = figures.mean_columns(found)
     body = "".join(
         f'<tr data-row="{number}">{"".join(cell(mean, column) for column in columns)}</tr>\n'
         for number, mean in enumerate(found)
@@ -180,7 +141,7 @@ def _table(kind: str, label: str, columns: Sequence[Column], body: str) -> str:
 def cell(row: Any, column: Column) -> str:
     """One cell, with the number that it is sorted by."""
     if column.value is None:
-        return f'<td class="{"name" if column.key in ("layer", "shape") else column.key}">{text(column.text(row))}</td>'
+        return f'<td class="{"name" if column.key == "layer" else column.key}">{text(column.text(row))}</td>'
     value = column.value(row)
     sort_key = "" if value is None or not math.isfinite(value) else f' data-value="{value!r}"'
     return f'<td class="figure"{sort_key}>{text(column.text(row))}</td>'
@@ -241,15 +202,7 @@ def bars(rows: Sequence[Row], numbers: dict[int, str]) -> str:
     charts = []
     for (suite,), group in figures.groups(rows, ("suite",)).items():
         measure, label = figures.measure(group), figures.layers(group)
-        scale = _scale(
-            [
-                value
-                for row in group
-                if figures.measured(row)
-                for value in (measure.value(row), measure.of_reference(row))
-                if value
-            ]
-        )
+        scale = _scale(figures.lengths(group, measure))
         more = "more" if measure.more_is_better else "less"
         note = f"{measure.label}{'' if scale.linear else ', logarithmic'} ({more} is better)"
         for (name,), own in figures.groups(group, ("pass",)).items():

@@ -86,10 +86,11 @@ def _passed(row: Any) -> bool:
 
 def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with all keys; those of a GPU suite's own parts are named as `gpucnn bench` names them."""
-    found = {**BLANK, **{name: row.get(other) for name, other in SUITE_NAMES.items()}}
+    found = {**BLANK, **row}
+    for name, other in SUITE_NAMES.items():
+        found[name] = row.get(other) if found[name] is None else found[name]
     found["layer"] = next((row[name] for name in LAYER_NAMES if row.get(name)), "")
-    found["algorithm"] = row.get("library")
-    found |= row
+    found["algorithm"] = found["algorithm"] or row.get("library")
     found |= {key: figures.number(found[key]) for key in results.NUMBERS}
     found |= {key: figures.plain(found[key]) for key in results.TEXTS}
     if not isinstance(found["references"], dict):
@@ -186,11 +187,11 @@ def means_table(result: results.Result) -> str:
 
     Ratios to the fastest reference where there is one, else rates.
     """
-    means = figures.means(result)
+    means: list[Any] = list(figures.means(result))
     by_ratio = any(mean["ratio"] is not None for mean in means)
     rate = figures.rates(means)
 
-    def text(mean: results.Mean) -> str:
+    def text(mean: Any) -> str:
         return figures.ratio(mean["ratio"]) if by_ratio else rate.text(mean["tflops"])
 
     if not any(map(text, means)):
@@ -198,8 +199,8 @@ def means_table(result: results.Result) -> str:
     keys = figures.varying(means)
     names = list(dict.fromkeys(mean["algorithm"] for mean in means if mean["algorithm"] != "best"))
     names = [name for name in (*figures.COLOURS, *names) if name in names]
-    names = [*dict.fromkeys(names), "best"]
-    groups: dict[tuple[str, ...], dict[str, results.Mean]] = {}
+    names = [*dict.fromkeys(names), *["best"] * any(mean["algorithm"] == "best" for mean in means)]
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for mean in means:
         group = groups.setdefault((mean["suite"], mean["pass_"], *(str(dict(mean)[key]) for key in keys)), {})
         group[mean["algorithm"]] = mean
@@ -212,5 +213,5 @@ def means_table(result: results.Result) -> str:
             texts.append(text(own) + part if own else "")
         lines.append([cell(suite), cell(figures.words(pass_)), *map(cell, rest), *texts])
     unit = "" if by_ratio else f", {rate.unit}"
-    headings = ["suite", "pass", *keys, *(code(name) + unit for name in names[:-1]), f"best{unit}"]
+    headings = ["suite", "pass", *keys, *(("best" if name == "best" else code(name)) + unit for name in names)]
     return markdown_table(headings, lines)

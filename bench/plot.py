@@ -149,8 +149,8 @@ class _Suite:
         self.name, self.rows, self.label = name, rows, figures.layers(rows)
         self.layers = list(dict.fromkeys(self.label.values()))
         self.measure = figures.measure(rows)
-        values = [value for row in rows if figures.measured(row) and (value := self.measure.value(row))]
-        self.logarithmic = figures.logarithmic(values)
+        self.lengths = figures.lengths(rows, self.measure)
+        self.logarithmic = figures.logarithmic(self.lengths)
 
     def height(self, algorithms: int) -> float:
         """Of its panels, in inches."""
@@ -159,12 +159,13 @@ class _Suite:
     def draw(
         self, panels: Sequence[Axes], passes: Sequence[str], colours: dict[str, str], ceiling: figures.Ceiling
     ) -> None:
+        roof = self._roof(ceiling)
         for axes, name in zip(panels, passes, strict=True):
             self._bars(axes, [row for row in self.rows if figures.plain(row["pass"]) == name], colours)
             if self.logarithmic:
                 axes.set_xscale("log")
-            if ceiling.tflops and self.measure.label.endswith("FLOP/s"):
-                axes.axvline(ceiling.tflops * figures.rates(self.rows).scale, color=INK, linestyle="--", linewidth=0.9)
+            if roof is not None:
+                axes.axvline(roof, color=INK, linestyle="--", linewidth=0.9)
             title = " · ".join(filter(None, (self.name, figures.words(name))))
             axes.set_title(_shortened(title, 50), loc="left", weight="bold")
             more = "more" if self.measure.more_is_better else "less"
@@ -176,6 +177,13 @@ class _Suite:
             axes.set_xlim(left if self.logarithmic else 0, right)
         for axes in panels[1:]:
             axes.tick_params(labelleft=False)
+
+    def _roof(self, ceiling: figures.Ceiling) -> float | None:
+        """The ceiling of arithmetic where bars come near it; one far off would only squeeze them."""
+        if not ceiling.tflops or not self.measure.label.endswith("FLOP/s"):
+            return None
+        roof = ceiling.tflops * figures.rates(self.rows).scale
+        return roof if self.logarithmic or roof < NEAR * max(self.lengths, default=0.0) else None
 
     def _bars(self, axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
         """One panel: a band for each layer, in it a bar for each algorithm and the fastest reference as a line."""
@@ -199,6 +207,7 @@ class _Suite:
         axes.set_ylim(len(self.layers) - 0.5, -0.5)
 
 
+NEAR = 2.0
 TALL = 8.0  # inches: panels whose axis is also written on top
 
 

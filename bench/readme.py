@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def update(text: str, blocks: Mapping[str, str]) -> str:
     return text
 
 
+def under(head: str, table: str) -> str:
+    """A table under its head, which is folded to lines."""
+    return textwrap.fill(head, 120, break_long_words=False, break_on_hyphens=False) + "\n\n" + table
+
+
 def _source(each: Kept, folder: Path) -> str:
     """Commit, date and file, to stand behind what the figures are."""
     content = each.content
@@ -72,11 +78,11 @@ def _networks(found: Sequence[Kept], folder: Path) -> str:
         version = cell(content.get("torch", "")).partition("+")[0]
         where = f"{version} on {content['threads']} threads of an {cell(content['cpu'])} ({_source(each, folder)}"
         head = (
-            f"Networks beside PyTorch {where}; medians of\n{content['rounds']} turns; "
-            "speed above 1: gpucnn is faster; memory below 1: its process takes less at its peak):\n\n"
+            f"Networks beside PyTorch {where}; medians of {content['rounds']} turns; speed above 1: gpucnn is faster; "
+            "memory below 1: its process takes less at its peak):"
         )
         headings = "network, batch", "forward", "training step", "memory, forward", "memory, training"
-        return head + markdown_table(headings, lines)
+        return under(head, markdown_table(headings, lines))
     return f"Networks beside PyTorch: {NOT_MEASURED}"
 
 
@@ -93,8 +99,8 @@ def _algorithms(found: Sequence[Kept], folder: Path) -> str:
             times = layer["milliseconds"]
             ratios = [short(times["im2col"] / times[name]) if name in times else "" for name in names]
             lines.append([cell(layer["layer"]), str(layer["batch"]), *ratios])
-        head = f"Algorithms of convolution beside `im2col`, forward ({_source(each, folder)}):\n\n"
-        return head + markdown_table(["layer", "batch", *map(code, names)], lines)
+        head = f"Algorithms of convolution beside `im2col`, forward ({_source(each, folder)}):"
+        return under(head, markdown_table(["layer", "batch", *map(code, names)], lines))
     return f"Algorithms of convolution beside `im2col`: {NOT_MEASURED}"
 
 
@@ -106,10 +112,10 @@ def _convolutions(found: Sequence[Kept], folder: Path) -> str:
             continue
         result = each.result
         if text := means_table(result):
-            names = ", ".join(dict.fromkeys(name for row in result["rows"] for name in row["references"]))
-            what = f"Speed of convolutions beside {cell(names)}" if names else "Rates of convolutions"
+            names = ", ".join(map(code, dict.fromkeys(name for row in result["rows"] for name in row["references"])))
+            what = f"Speed of convolutions beside {names}" if names else "Rates of convolutions"
             where = f"{cell(result['device'])}; {_source(each, folder)}"
-            parts.append(f"{what}, geometric means over each suite's layers ({where}):\n\n{text}")
+            parts.append(under(f"{what}, geometric means over each suite's layers ({where}):", text))
     return "\n".join(parts)
 
 

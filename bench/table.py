@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +16,7 @@ from gpucnn.bench.figures import Column, Row
 
 OUTER = ("suite", "pass", "dtype", "precision", "layout")  # the rows that share these are one table
 LEFT_OUT_FIRST = ("peak_bytes", "gb_per_s", "p20", "workspace_bytes", "percent_of_peak", "max_error", "reference")
+BETWEEN = 2  # letters between columns, one of them before the first and one behind the last
 LAYER_WIDTH = 32  # longer names are folded
 HIDDEN = ("shape",)  # too wide; in the page and the file
 
@@ -37,6 +38,8 @@ def print_table(result: results.Result, console: Console) -> None:
         print_group(
             " · ".join(filter(None, (labels[0], figures.words(labels[1]), *labels[2:]))), group, columns, console
         )
+    if any("sectors_per_request" in figures.counters(row) for row in rows):
+        console.print(Text("sectors and wavefronts: of a warp's request to global and to shared memory", "dim"))
     print_means(result, console)
 
 
@@ -44,7 +47,7 @@ def print_group(title: str, rows: Sequence[Row], columns: Sequence[Column], cons
     """One table and what it cannot hold: reasons, columns left out."""
     able = [row for row in rows if figures.measured(row)]
     inner = [column for column in columns if column.key not in (*OUTER, *HIDDEN) and any(map(column.text, able))]
-    shown, left_out = fitting(title, able, inner, console)
+    shown, left_out = fitting(able, inner, console.width)
     if able:
         console.print(table(title, able, shown))
     else:
@@ -56,28 +59,28 @@ def print_group(title: str, rows: Sequence[Row], columns: Sequence[Column], cons
         console.print(Text(line))
 
 
-def fitting(
-    title: str, rows: Sequence[Row], columns: Sequence[Column], console: Console
-) -> tuple[list[Column], list[Column]]:
-    """(columns that the console has room for, columns left out)."""
+def fitting(rows: Sequence[Row], columns: Sequence[Column], room: int) -> tuple[list[Column], list[Column]]:
+    """(columns that `room` letters hold, columns left out)."""
+    widths = {column.key: width_of(column, rows) for column in columns}
     shown, left_out = list(columns), []
-    wide = console.options.update(width=10_000)
     counted = [column.key for column in reversed(columns) if column.key.startswith("counter ")]
     for key in (*LEFT_OUT_FIRST, *counted[:-1]):
-        if Measurement.get(console, wide, table("", rows, shown)).maximum <= console.width:
+        if sum(widths[column.key] + BETWEEN for column in shown) <= room:
             break
         left_out += [column for column in shown if column.key == key]
         shown = [column for column in shown if column.key != key]
     return shown, left_out
 
 
+def width_of(column: Column, rows: Sequence[Row]) -> int:
+    """Letters that a column takes."""
+    widest = max(cell_len(text) for text in (column.heading, *map(column.text, rows)))
+    return min(widest, LAYER_WIDTH) if column.key == "layer" else widest
+
+
 def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     """Rows and columns as rich's table; a layer is named once, its fastest row is bold."""
-    found = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        justify: Literal["left", "right"] = "left" if column.value is None else "right"
-        limit = {"max_width": LAYER_WIDTH} if column.key == "layer" else {"no_wrap": True}
-        found.add_column(Text(column.heading), justify=justify, overflow="fold", **limit)
+    found = _empty(title, columns, "layer")
     fastest = {number for group in figures.groups(rows, ("layer",)).values() for number in figures.fastest(group)}
     before = None
     for row in rows:
@@ -88,6 +91,16 @@ def table(title: str, rows: Sequence[Row], columns: Sequence[Column]) -> Table:
             cells[0] = ""
         found.add_row(*(Text(cell, style) for cell in cells))
         before = layer
+    return found
+
+
+def _empty(title: str, columns: Sequence[Column], folded: str) -> Table:
+    """A table with headings only; long names in the column `folded` take several lines."""
+    found = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column.value is None else "right"
+        limit: dict[str, Any] = {"max_width": LAYER_WIDTH} if column.key == folded else {"no_wrap": True}
+        found.add_column(Text(column.heading), justify=justify, overflow="fold", **limit)
     return found
 
 
@@ -110,24 +123,20 @@ def print_means(result: results.Result, console: Console) -> None:
     means = [mean for mean in figures.means(result) if mean["ratio"] is not None or mean["tflops"] is not None]
     if not means:
         return
-    rate, keys = figures.rates(means), figures.varying(means)
-    found = Table(
-        title="geometric means", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for heading in ("suite", "pass", "algorithm"):
-        found.add_column(heading, overflow="fold")
-    for heading in ("layers", "ratio", rate.unit, "sum of ms"):
-        found.add_column(heading, justify="right", no_wrap=True)
+    columns = figures.mean_columns(means)
+    found = _empty("geometric means", columns, "algorithm")
     before: list[str] = []
     for mean in means:
-        names = [mean["suite"], figures.words(mean["pass_"])]
-        layers = f"{mean['layers']}/{mean['of']}"
-        texts = layers, figures.ratio(mean["ratio"]), rate.text(mean["tflops"]), figures.digits(mean["milliseconds"])
+        texts = [column.text(mean) for column in columns]
+        names = [mean["suite"], mean["pass_"]]
         style = "bold" if mean["algorithm"] == "best" else ""
-        shown = ["", ""] if names == before else names
-        labels = figures.plain(mean["algorithm"]) + figures.variant(mean, keys)
-        found.add_row(*(Text(figures.plain(text), style) for text in (*shown, labels, *texts)))
+        shown = [
+            "" if names == before and column.key in ("suite", "pass") else cell
+            for column, cell in zip(columns, texts, strict=True)
+        ]
+        found.add_row(*(Text(cell, style) for cell in shown))
         before = names
     console.print()
     console.print(found)
-    console.print(Text("ratio: fastest reference of the same precision ÷ ours; above 1, gpucnn is faster", "dim"))
+    if any(mean["ratio"] is not None for mean in means):
+        console.print(Text("ratio: fastest reference of the same precision ÷ ours; above 1, gpucnn is faster", "dim"))

@@ -199,6 +199,11 @@ def test_what_is_alone_is_timed_however_slow():
     assert rows["slow"]["calls"] == 1
 
 
+def test_what_is_needed_is_timed_however_slow():
+    slow = a_candidate("auto", predict=lambda: 60.0, needed=True)
+    assert run_contest(an_arena(Limits(2, 0.5)), slow, a_candidate("fast", predict=lambda: 1e-4))["auto"]["calls"] == 2
+
+
 def test_candidates_and_reference_alternate():
     order: list[str] = []
 

@@ -110,18 +110,22 @@ def configured(**changes: Any) -> Iterator[Settings]:
 
 
 _profiles: list[tuple[str, Profile]] | None = None
+_profiles_lines = True
 
 
 @contextmanager
-def profiling() -> Iterator[list[tuple[str, Profile]]]:
-    """Inside this context launches on `sim` run in the mode "profile"; the list gets (kernel, Profile) of each."""
-    global _profiles
-    before, _profiles = _profiles, []
+def profiling(lines: bool = True) -> Iterator[list[tuple[str, Profile]]]:
+    """Inside this context launches on `sim` run in the mode "profile"; the list gets (kernel, Profile) of each.
+
+    - lines: look up the source line of each counter, a process apiece; without, all lines are ""
+    """
+    global _profiles, _profiles_lines
+    before, _profiles, _profiles_lines = (_profiles, _profiles_lines), [], lines
     try:
         with configured(mode="profile"):
             yield _profiles
     finally:
-        _profiles = before
+        _profiles, _profiles_lines = before
 
 
 class _Buffer(ctypes.Structure):
@@ -172,7 +176,7 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     if module.gpucnn_simulate(ctypes.byref(launch)):
         raise _error(entry, arguments, module, error.value.decode())
     if _profiles is not None:
-        _profiles.append((entry.name, profile(entry.name)))
+        _profiles.append((entry.name, profile(entry.name, _profiles_lines)))
 
 
 def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -398,7 +402,7 @@ class Profile:
     lines: dict[tuple[str, int], Counts]
 
 
-def profile(kernel: str) -> Profile:
+def profile(kernel: str, with_lines: bool = True) -> Profile:
     """The counters of the last launch of `kernel`, or of another kernel in its file, in the mode "profile"."""
     module = library(entries()[kernel].file, "profile")
     module.gpucnn_profile.restype = ctypes.c_char_p
@@ -408,5 +412,5 @@ def profile(kernel: str) -> Profile:
     for row in rows:
         code, space, access, *numbers = row.split()
         counts = Counts("shared" if space == "s" else "global", access == "w", *map(int, numbers))
-        lines[source_line(module, int(code, 16)), int(code, 16)] = counts
+        lines[source_line(module, int(code, 16)) if with_lines else "", int(code, 16)] = counts
     return Profile(barriers, flops, lines)
