@@ -245,7 +245,7 @@ class Peak:
         self.now -= size
 
 
-@pytest.mark.parametrize("name", ["direct", "implicit_gemm", "im2col"])
+@pytest.mark.parametrize("name", ops.KERNEL_ALGORITHMS["conv2d_forward"])
 def test_less_workspace_gives_the_same_answer_and_is_kept_to(name, device, monkeypatch, rng):
     """Long sums of few outputs, which are split; under each limit the arrays beside the result stay below it."""
     shape = ops.conv_shape((3, 300, 6, 6), (12, 300, 3, 3), padding=1)
@@ -259,7 +259,7 @@ def test_less_workspace_gives_the_same_answer_and_is_kept_to(name, device, monke
             with monkeypatch.context() as patch:
                 patch.setattr(devices, "empty", peak)
                 got = run(name, limit)
-            assert_equal(devices.to_numpy(got), want)
+            assert np.linalg.norm(devices.to_numpy(got) - want) <= 1e-5 * np.linalg.norm(want), (operation, limit)
             assert peak.most - got.nbytes <= limit, (operation, limit)
         if least > 0:
             with pytest.raises(gpucnn.UnsupportedAlgorithm, match=f"'{name}': it needs {least} bytes of workspace, "):
