@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import gpucnn
 from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn import nn, ops
-from gpucnn.ops import cards, conv_choice, conv_cost
+from gpucnn.ops import cards, conv_choice, conv_cost, conv_table
 from gpucnn.ops.cards import CARDS
 from tests.check import assert_equal, assert_same_bits
 
@@ -225,34 +227,43 @@ def passes(where, rng, shape):
     }
 
 
-def test_less_workspace_gives_the_same_answer_and_is_kept_to(device, monkeypatch, rng):
-    """Under each limit the arrays that are made beside the result stay below it."""
-    shape = ops.conv_shape((3, 40, 6, 6), (12, 40, 3, 3), padding=1)
-    allocated, empty = [], devices.empty
+class Peak:
+    """Bytes of arrays that `devices.empty` has made and that are still there, at most at one time."""
 
-    def counted(*arguments, **options):
-        array = empty(*arguments, **options)
-        allocated.append(array.nbytes)
+    def __init__(self):
+        self.now = self.most = 0
+        self.empty = devices.empty
+
+    def __call__(self, *arguments):
+        array = self.empty(*arguments)
+        self.now += array.nbytes
+        self.most = max(self.most, self.now)
+        weakref.finalize(array, self.freed, array.nbytes)
         return array
 
+    def freed(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize("name", ops.KERNEL_ALGORITHMS["conv2d_forward"])
+def test_less_workspace_gives_the_same_answer_and_is_kept_to(name, device, monkeypatch, rng):
+    """Long sums of few outputs, which are split; under each limit the arrays beside the result stay below it."""
+    shape = ops.conv_shape((3, 300, 6, 6), (12, 300, 3, 3), padding=1)
     for operation, (run, want) in passes(device, rng, shape).items():
-        for name in ("direct", "implicit_gemm", "im2col"):
-            entry = ops.KERNEL_ALGORITHMS[operation][name]
-            least = entry.workspace_bytes(shape, FLOAT32, 0)
-            for limit in {least, (least + entry.workspace_bytes(shape, FLOAT32)) // 2, None}:
-                with monkeypatch.context() as patch:
-                    patch.setattr(devices, "empty", counted)
-                    allocated.clear()
-                    got = run(name, limit)
-                assert_equal(devices.to_numpy(got), want)
-                if limit is not None:
-                    chunk = entry.workspace_bytes(shape, FLOAT32, limit)
-                    assert chunk <= limit and max(allocated[1:], default=0) <= chunk, (operation, name, limit)
-            if least > 0:
-                with pytest.raises(
-                    gpucnn.UnsupportedAlgorithm, match=f"'{name}': it needs {least} bytes of workspace, "
-                ):
-                    run(name, least - 1)
+        entry = ops.KERNEL_ALGORITHMS[operation][name]
+        least, usual = (entry.workspace_bytes(shape, FLOAT32, limit) for limit in (0, None))
+        assert least < usual or name != "im2col" and (name, operation) != ("implicit_gemm", "conv2d_forward")
+        for limit in {least, (2 * least + usual) // 3, usual}:
+            assert entry.workspace_bytes(shape, FLOAT32, limit) <= limit
+            peak = Peak()
+            with monkeypatch.context() as patch:
+                patch.setattr(devices, "empty", peak)
+                got = run(name, limit)
+            assert np.linalg.norm(devices.to_numpy(got) - want) <= 1e-5 * np.linalg.norm(want), (operation, limit)
+            assert peak.most - got.nbytes <= limit, (operation, limit)
+        if least > 0:
+            with pytest.raises(gpucnn.UnsupportedAlgorithm, match=f"'{name}': it needs {least} bytes of workspace, "):
+                run(name, least - 1)
 
 
 @pytest.mark.parametrize("where", ["cpu", "device"])
@@ -346,19 +357,32 @@ def test_cpu_choices_have_reasons():
 
 
 def test_memory_errors_still_fall_back(device, monkeypatch, rng):
-    """Auto, on a device where what it chose runs out of memory."""
+    """Where what auto chose runs out of memory: the least workspace of all, and no more than that."""
     shape = ops.conv_shape((1, 300, 6, 6), (30, 300, 3, 3), padding=1)
-    run, want = passes(device, rng, shape)["conv2d_forward"]
-    assert_same_bits(devices.to_numpy(run("auto", None)), want)
-    name, empty = ops.choose("conv2d_forward", shape, device), devices.empty
-    assert ops.table("conv2d_forward", device)[name].workspace_bytes(shape, FLOAT32) > 0
+    run, want = passes(device, rng, shape)["conv2d_backward_weight"]
+    chosen = ops.choose("conv2d_backward_weight", shape, device)
+    table, calls = ops.KERNEL_ALGORITHMS["conv2d_backward_weight"], []
 
-    def full(size, dtype, like):
-        if size[0] != shape.N or len(size) != 4:
-            raise MemoryError("8 GiB do not fit")
-        return empty(size, dtype, like)
+    def full(*arguments, workspace_limit):
+        raise MemoryError("8 GiB do not fit")
 
-    monkeypatch.setattr(devices, "empty", full)
+    def only_the_least(x, gy, gw, shape, workspace_limit):
+        calls.append(workspace_limit)
+        table["direct"].run(x, gy, gw, shape, workspace_limit=workspace_limit)
+
+    entry = table[chosen]
+    monkeypatch.setitem(table, chosen, replace(entry, run=full, workspace_bytes=lambda *arguments: 10**6))
+    frugal = replace(table["direct"], run=only_the_least)
+    monkeypatch.setattr(conv_table, "_least_workspace", lambda *arguments: (frugal, 0))
     assert_same_bits(devices.to_numpy(run("auto", None)), want)
-    with pytest.raises(MemoryError, match="conv2d_forward: 8 GiB do not fit"):
-        run(name, None)
+    assert calls == [0]
+    with pytest.raises(MemoryError, match="conv2d_backward_weight: 8 GiB do not fit"):
+        run(chosen, None)
+
+
+def test_the_least_workspace_is_that_of_the_smallest_limit():
+    shape = ops.conv_shape((64, 3, 224, 224), (64, 3, 3, 3), padding=1)
+    entry, least = conv_table._least_workspace("conv2d_backward_weight", shape, FLOAT32, "sim")
+    entries = ops.KERNEL_ALGORITHMS["conv2d_backward_weight"].values()
+    assert least == min(each.workspace_bytes(shape, FLOAT32, 0) for each in entries)
+    assert entry.workspace_bytes(shape, FLOAT32, 0) == least < entry.workspace_bytes(shape, FLOAT32)

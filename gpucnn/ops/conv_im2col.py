@@ -100,6 +100,7 @@ def forward(
         for own, rows in _channels(shape):
             own_bias = None if bias is None else bias[own]
             gemm(filters[:, own], columns[:, rows], sums[images, own], own_bias, "row", relu, splits=splits)
+        del columns  # before the next chunk's are made
 
 
 def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
@@ -118,22 +119,27 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_li
             count = chunk.N * shape.C * shape.H * shape.W
             patches = _patches(chunk, count, shape.H * shape.W, shape.W)
             launch("col2im", grid_for(count), columns, gx[images], chunk.flat, patches)
+        del columns
 
 
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gw (K,C/groups,R,S), overwritten; x and gy may have any strides."""
     gradients = devices.contiguous(gy).reshape(shape.N, shape.K, shape.P * shape.Q)
-    parts, splits = _parts(shape), _splits(workspace_limit)
     gw[...] = 0
     for images, chunk in _chunks(shape, _weight_images(shape, gw.itemsize, workspace_limit)):
-        columns = _columns(x[images], chunk).swapaxes(1, 2)
-        planes = devices.empty((1 + parts * chunk.N, shape.K, gw.size // shape.K), gw.dtype, gw)
-        planes[0] = gw.reshape(planes.shape[1:])
-        for part in range(parts):
-            pixels, own_planes = slice(part * CHUNK_TERMS, (part + 1) * CHUNK_TERMS), planes[1 + part :: parts]
-            for own, rows in _channels(shape):
-                gemm(gradients[images, own, pixels], columns[:, pixels, rows], own_planes[:, own], splits=splits)
-        add_planes(planes, gw)
+        _add_chunk(x[images], gradients[images], gw, chunk, _splits(workspace_limit))
+
+
+def _add_chunk(x: Any, gradients: Any, gw: Any, shape: ConvShape, splits: int | None) -> None:
+    """gw += the gradient of some images; what it allocates is free before the next chunk."""
+    parts, columns = _parts(shape), _columns(x, shape).swapaxes(1, 2)
+    planes = devices.empty((1 + parts * shape.N, shape.K, gw.size // shape.K), gw.dtype, gw)
+    planes[0] = gw.reshape(planes.shape[1:])
+    for part in range(parts):
+        pixels, own_planes = slice(part * CHUNK_TERMS, (part + 1) * CHUNK_TERMS), planes[1 + part :: parts]
+        for own, rows in _channels(shape):
+            gemm(gradients[:, own, pixels], columns[:, pixels, rows], own_planes[:, own], splits=splits)
+    add_planes(planes, gw)
 
 
 def _splits(limit: int | None) -> int | None:
