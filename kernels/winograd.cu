@@ -4,7 +4,7 @@
 //
 // A block computes 32 tiles of 2×2 outputs of 64 filters (the rows and columns of winograd.cuh): at each step it takes
 // TERMS channels of transformed filters from u, and of x, which it transforms on the way to shared memory, two stages
-// deep with one barrier between the steps. What is transformed never goes to global memory but for u. After CHUNK
+// deep with one barrier between the steps. What is transformed never goes to global memory but for u. After CHANNEL_CHUNK
 // channels the sums are transformed to outputs and added to y, so that the error of long sums stays below 1e-6.
 //
 // Layouts: x (N,C,H,W) by strides; u as winograd_filters writes it; y (N,K,P,Q) contiguous. Warps read neighbouring
@@ -12,7 +12,7 @@
 // tiles; z groups.
 #include "winograd.cuh"
 
-constexpr int CHUNK = 512;                                // channels summed in one go
+constexpr int CHANNEL_CHUNK = 512;                                // channels summed in one go
 constexpr int IMAGE_CHANNELS = 8;                         // of a step's transformed filters as they stand in u
 constexpr int IMAGE = COMPONENTS * IMAGE_CHANNELS * COLUMNS;
 
@@ -103,7 +103,7 @@ __device__ __forceinline__ void store_pair(float* target, float first, float sec
 }
 
 // Transforms the sums and writes a lane's tile of the outputs.
-__device__ __forceinline__ void store_outputs(const Sums& sums, float* shared, const float* bias, float* y,
+__device__ __forceinline__ void store_outputs(const ComponentSums& sums, float* shared, const float* bias, float* y,
                                               const WinogradShape& s, bool add, bool last) {
     // From the indices of the block anew, so that nothing of it takes registers in the main loop.
     const int block = opaque(blockIdx.x), group = opaque(blockIdx.z), filter_blocks = ceil_div(s.filters, COLUMNS);
@@ -145,9 +145,9 @@ __device__ __forceinline__ void convolve(const float* x, const float* u, const f
     FilterLoader<TERMS> filters(u + block * ceil_div(s.channels, IMAGE_CHANNELS) * IMAGE);
     TileLoader<TERMS> tiles(x, s, strides, blockIdx.x / filter_blocks * ROWS);
 #pragma unroll 1
-    for (int begin = 0; begin < s.channels; begin += CHUNK) {
-        const int end = min(begin + CHUNK, s.channels);
-        Sums sums = {};
+    for (int begin = 0; begin < s.channels; begin += CHANNEL_CHUNK) {
+        const int end = min(begin + CHANNEL_CHUNK, s.channels);
+        ComponentSums sums = {};
         if (begin > 0) __syncthreads();  // the results before have been read
 #pragma unroll 1
         for (int channel = begin - TERMS, stage = 1; channel < end; channel += TERMS, stage ^= 1) {

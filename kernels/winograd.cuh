@@ -38,7 +38,7 @@ struct Stage {
     static_assert(2 * FLOATS >= COMPONENTS * 16 * PITCH + WINOGRAD_THREADS / WARP_SIZE * ROWS * 9, "room for results");
 };
 
-using Sums = float[2][8][8];  // component, row, column
+using ComponentSums = float[2][8][8];  // component, row, column
 
 // Two floats in one access of 8 bytes; the address must be a multiple of 8.
 __device__ __forceinline__ void store2(float* address, float first, float second) {
@@ -102,7 +102,7 @@ __device__ __forceinline__ void load_tile(const float* source, unsigned bits, in
 
 // sums += Σ_term left[component][term][row] · right[component][term][column], of the stage at `stage` in shared memory.
 template <int TERMS, bool COLUMNS_SWIZZLED>
-__device__ __forceinline__ void multiply_components(const float* shared, int stage, Sums& sums) {
+__device__ __forceinline__ void multiply_components(const float* shared, int stage, ComponentSums& sums) {
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
     // Not known to the compiler, or it would keep the places with each term's swizzle in registers through the loop.
     // What is added to a lane's row or column are multiples of 32, which a swizzle does not touch.
@@ -135,7 +135,7 @@ __device__ __forceinline__ void multiply_components(const float* shared, int sta
 // Gathers each result's components in shared memory, which all threads must have done with, 16 columns at a time:
 // consume(column, components) with a lane for each row.
 template <class Consume>
-__device__ __forceinline__ void for_each_result(const Sums& sums, float* shared, const Consume& consume) {
+__device__ __forceinline__ void for_each_result(const ComponentSums& sums, float* shared, const Consume& consume) {
     const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
     // In a round each lane gives two of its columns.
     float* target = shared + 2 * warp * 16 * PITCH + lane_column(lane) / 2 * PITCH + lane_row(lane);

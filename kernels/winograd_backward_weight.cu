@@ -7,14 +7,14 @@
 //       0  1
 // A block sums 64 filters × 32 channels (the columns and rows of winograd.cuh) over the tiles of its split, TERMS at a
 // step, and transforms both operands on the way to shared memory, two stages deep with one barrier between the steps.
-// After CHUNK tiles the sums are transformed and added to gw, so that the error of 1e5 terms stays below 2e-6.
+// After TILE_CHUNK tiles the sums are transformed and added to gw, so that the error of 1e5 terms stays below 2e-6.
 //
 // Layouts: x (N,C,H,W) and gy (N,K,P,Q) by strides; gw (K,C/groups,3,3) contiguous. Warps read TERMS tiles side by side
 // of several channels, or with `channels_last` 32 channels of one tile. Grid: x blocks of filters, then of channels; y
 // splits; z groups. With splits, gw is a workspace (splits,K,C/groups,3,3), which gemm_add_splits sums.
 #include "winograd.cuh"
 
-constexpr int CHUNK = 512;  // tiles summed in one go
+constexpr int TILE_CHUNK = 512;  // tiles summed in one go
 constexpr int TAPS = 9;
 
 struct WinogradSplit {
@@ -118,7 +118,7 @@ struct PairLoader {
 
 // Transforms the sums and writes them, or adds them to what stands there. A warp has 32 channels of one filter, which
 // are neighbours in gw but for its end; it turns them in shared memory so that its lanes write side by side.
-__device__ __forceinline__ void store_weights(const Sums& sums, float* shared, float* gw, const WinogradShape& s,
+__device__ __forceinline__ void store_weights(const ComponentSums& sums, float* shared, float* gw, const WinogradShape& s,
                                               const WinogradSplit& split, bool add) {
     // From the indices of the block anew, so that nothing of it takes registers in the main loop.
     const int block = opaque(blockIdx.x), filter_blocks = ceil_div(s.filters, COLUMNS), lane = threadIdx.x % WARP_SIZE;
@@ -166,8 +166,8 @@ __device__ __forceinline__ void sum_tiles(const float* x, const float* gy, float
     bool add = false;
 #pragma unroll 1
     do {
-        const int last = min(begin + CHUNK, end_of_split(s, split));
-        Sums sums = {};
+        const int last = min(begin + TILE_CHUNK, end_of_split(s, split));
+        ComponentSums sums = {};
 #pragma unroll 1
         for (int tile = begin - TERMS, stage = 1; tile < last; tile += TERMS, stage ^= 1) {
             float* next = shared + (stage ^ 1) * Stage<TERMS>::FLOATS;
@@ -178,7 +178,7 @@ __device__ __forceinline__ void sum_tiles(const float* x, const float* gy, float
             __syncthreads();  // the next stage is there, and this one is no longer read
         }
         store_weights(sums, shared, gw, s, split, add);
-        begin += CHUNK, add = true;
+        begin += TILE_CHUNK, add = true;
         __syncthreads();  // the results have been read
     } while (begin < end_of_split(s, split));
 }
