@@ -479,8 +479,8 @@ OF_KERNELS = (
     Mutant(
         "winograd_one_chain_of_sums",
         "winograd.cu",
-        "constexpr int CHUNK = 512;",
-        "constexpr int CHUNK = 1 << 20;",
+        "constexpr int CHANNEL_CHUNK = 512;",
+        "constexpr int CHANNEL_CHUNK = 1 << 20;",
         "test_conv_winograd_kernels.py -k test_errors_are_bounded and 2048",
     ),
     Mutant(
@@ -507,8 +507,8 @@ OF_KERNELS = (
     Mutant(
         "winograd_weight_one_chain_of_sums",
         "winograd_backward_weight.cu",
-        "constexpr int CHUNK = 512;",
-        "constexpr int CHUNK = 1 << 20;",
+        "constexpr int TILE_CHUNK = 512;",
+        "constexpr int TILE_CHUNK = 1 << 20;",
         "test_conv_winograd_kernels.py -k test_long_sums_of_the_weight_gradient and one_part",
     ),
     Mutant(
