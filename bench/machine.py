@@ -57,7 +57,8 @@ class Others:
     def share(self) -> float:
         """Call it when this program's own workers have ended: only then is their time known."""
         elapsed, busy, own = (now - before for now, before in zip(self._seconds(), self.start, strict=True))
-        return max(0.0, busy - own) / (elapsed * (os.cpu_count() or 1))
+        # Linux counts ticks of 10 ms: after less than one the share is no better than a guess.
+        return min(1.0, max(0.0, busy - own) / (elapsed * (os.cpu_count() or 1)))
 
     @staticmethod
     def _seconds() -> tuple[float, float, float]:

@@ -276,9 +276,36 @@ def test_a_prediction_comes_from_one_image(monkeypatch):
     assert shapes[:2] == [1, 3] and all(row["ok"] for row in arena.report.rows)
 
 
+def test_on_a_gpu_one_comes_after_the_other_beside_the_same_references(monkeypatch):
+    order: list[str] = []
+    arena = an_arena(Limits(3, 5.0))
+    beside = {"cudnn_nchw": 30.0, "cudnn_nhwc": 20.0, "cudnn_nchw_tf32": 1.0, "cudnn_nhwc_tf32": 1.0}
+    monkeypatch.setattr(arena, "_gpu_references", lambda problem: order.append("references") or beside)
+    monkeypatch.setattr(arena.report, "seconds", lambda usual: 0.0)
+    candidates = [a_candidate(name, lambda name=name: order.append(name) or np.ones(3)) for name in "ab"]
+    arena._one_by_one(Problem({"operation": "none"}, 1e6, 1000), candidates)
+    assert order.index("references") < order.index("b") and order.count("references") == 1
+    assert order == sorted(order, key=lambda name: {"references": 0, "a": 0, "b": 1}[name])
+    rows = arena.report.rows
+    assert [row["references"] for row in rows] == [beside, beside]
+    assert all(row["ratio"] == pytest.approx(20 / row["milliseconds"]) for row in rows)
+
+
 # ---- references ----
 
 CONV = layers.square("s", "l", 2, 4, 7, 6, 3, 1, 1)
+
+
+def test_references_of_a_gpu_have_their_names(torch):
+    case = conv.Case(CONV, "cpu", "float32")
+    clock = timing.WallClock()
+    found = references.on_gpu(case.spec("backward_weight", "nchw", 1), "cpu", clock, None, 0.0)
+    assert list(found) == ["cudnn_nchw", "cudnn_nchw_tf32", "cudnn_nhwc", "cudnn_nhwc_tf32"] and all(found.values())
+    spec = {"operation": "matmul", "a": (3, 4), "b": (4, 5), "transposed": [False, False]}
+    found = references.on_gpu({**spec, "dtype": "float32", "layout": "nchw"}, "cpu", clock, None, 0.0)
+    assert list(found) == ["cublas", "cublas_tf32"]
+    spec = {"operation": "function", "function": "relu", "arguments": [], "x": (3,), "backward": True}
+    assert list(references.on_gpu({**spec, "dtype": "float32", "layout": "nchw"}, "cpu", clock, None, 0.0)) == ["torch"]
 
 
 @pytest.mark.parametrize("pass_", conv.PASSES)
