@@ -246,9 +246,11 @@ struct WeightGradient {
 
 CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 128, 256, DYNAMIC_STAGES, 2, 4, 256, 1)
 CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 128, 128, STATIC_STAGES, 2, 2, 256, 2)
+CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 64, 128, STATIC_STAGES, 2, 2, 128, 3)
 CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 64, 64, STATIC_STAGES, 2, 1, 128, 4)
 CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 128, 256, DYNAMIC_STAGES, 2, 4, 256, 1)
 CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 128, 128, STATIC_STAGES, 2, 2, 256, 2)
+CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 64, 128, STATIC_STAGES, 2, 2, 128, 3)
 CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 64, 64, STATIC_STAGES, 2, 1, 128, 4)
 
 // gw[k,c,tap] = Σ planes of the workspace (splits,K,taps,channels), in their order; `count` weights. gw is overwritten.
