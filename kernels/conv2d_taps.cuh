@@ -1,21 +1,10 @@
 // Which values of the source a convolution's output collects, through which taps of the weights: for the forward pass and
 // for its gradient of the input.
-//
-// Output number u along an axis collects from the source's positions u·scale + offset + i·delta through taps
-// first + i·step, i < count:
-// - forward: all taps, u·stride − padding + i·dilation.
-// - backward_input: output h = phase + u·stride is reached by tap r from p = (h + padding − r·dilation) / stride, where
-//   that is whole. Every phase is a convolution of its own with the taps that reach it: no zero is multiplied. A phase that
-//   no tap reaches has no terms, so zeros are written.
 #pragma once
+#include "conv2d_axis.cuh"
 #include "conv2d_gemm.cuh"
 
 constexpr int MAX_TAPS = 256;  // of rows + columns ≤ 32
-
-struct Axis {
-    int scale, offset, delta;  // of positions in the source
-    int first, step, count;    // of taps
-};
 
 // What both passes have in common: `channels` are summed, `filters` computed, each of one group.
 struct Gather {
@@ -23,20 +12,6 @@ struct Gather {
     int out_height, out_width, step_h, step_w, phase_h, phase_w;
     Axis rows, columns;
 };
-
-__device__ __forceinline__ Axis forward_axis(int taps, int stride, int padding, int dilation) {
-    return {stride, -padding, dilation, 0, 1, taps};
-}
-
-// The taps that reach a phase are an arithmetic progression of stride / gcd(stride, dilation).
-__device__ __forceinline__ Axis backward_axis(int phase, int taps, int stride, int padding, int dilation) {
-    int step = 1;
-    while (step * dilation % stride != 0) ++step;
-    int first = 0;
-    while (first < step && (phase + padding - first * dilation) % stride != 0) ++first;
-    const int count = first < min(step, taps) ? ceil_div(taps - first, step) : 0;
-    return {1, (phase + padding - first * dilation) / stride, -(step * dilation / stride), first, step, count};
-}
 
 template <bool BACKWARD>
 __device__ __forceinline__ Gather make_gather(const ConvShape& s, int phase) {

@@ -217,7 +217,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "forward_padding_of_wrong_sign",
-        "conv2d_taps.cuh",
+        "conv2d_axis.cuh",
         "return {stride, -padding, dilation, 0, 1, taps};",
         "return {stride, padding, dilation, 0, 1, taps};",
         "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
@@ -308,7 +308,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "direct_phase_without_taps_skipped",
-        "conv2d_direct.cu",
+        "conv2d_axis.cuh",
         "while (first < end && (phase + padding - first * dilation) % stride != 0) ++first;",
         "while (first + 1 < end && (phase + padding - first * dilation) % stride != 0) ++first;",
         "test_conv_direct_kernels.py -k test_exact_on_integers and pointwise_stride2",
