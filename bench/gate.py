@@ -71,6 +71,8 @@ BUDGETS: dict[str, int] = {
     **{f"conv2d_{name}_64x64": 82 for name in ("forward", "backward_input")},
     "conv2d_backward_weight_channels_128x256": 89,
     "conv2d_backward_weight_channels_128x128": 84,
+    **{f"conv2d_{name}_64x128": 87 for name in ("forward", "backward_input")},
+    "conv2d_backward_weight_channels_64x128": 83,
     "conv2d_backward_weight_128x256": 85,
     "conv2d_backward_weight_128x128": 81,
     "conv2d_forward_first_layer": 91,

@@ -56,9 +56,11 @@ struct AnyColumns {
         const int64 offset = tap / s.R * strides.channel + down * strides.row + right * strides.column;
         return {down, right, static_cast<int>(offset), 0};
     }
-    __device__ __forceinline__ AnyColumns(const Column* table, const ImageStrides&) : places(table + Lanes<Tile>::row()) {}
+    __device__ __forceinline__ AnyColumns(const Column* table, const ImageStrides&)
+        : places(table + Lanes<Tile>::row()) {}
 
-    __device__ __forceinline__ void copy(SharedFloats target, const float* x, const Corner& at, int height, int width) const {
+    __device__ __forceinline__ void copy(SharedFloats target, const float* x, const Corner& at, int height,
+                                         int width) const {
         int offsets[Lanes<Tile>::PASSES_N];
         bool inside[Lanes<Tile>::PASSES_N];
 #pragma unroll
@@ -95,7 +97,8 @@ struct ChannelColumns {
         step = Lanes<Tile>::ROWS * static_cast<int>(strides.channel);
     }
 
-    __device__ __forceinline__ void copy(SharedFloats target, const float* x, const Corner& at, int height, int width) const {
+    __device__ __forceinline__ void copy(SharedFloats target, const float* x, const Corner& at, int height,
+                                         int width) const {
 #pragma unroll
         for (int i = 0; i < PLACES; ++i) {
             const float* from = x + (at.offset + blocks[i].offset);
@@ -207,7 +210,8 @@ struct WeightGradient {
     __device__ __forceinline__ void store(Sums<Tile>& sums, bool add) const {
         const Place at = place();
         const int width = at.channels * shape.R * shape.S;
-        float* target = gw + opaque(blockIdx.y) * product.split_stride + static_cast<int64>(at.group) * at.filters * width;
+        float* target = gw + opaque(blockIdx.y) * product.split_stride +
+                        static_cast<int64>(at.group) * at.filters * width;
         const bool vectors = width % 4 == 0 && is_aligned16(target);
 #pragma unroll
         for (int block = 0; block < Tile::GROUPS_N; ++block) {
@@ -233,32 +237,22 @@ struct WeightGradient {
     }
 };
 
-#define CONV2D_BACKWARD_WEIGHT(name, Columns, M, N, STAGES, groups_m, groups_n, threads, blocks)                         \
-    KERNEL(threads, blocks) conv2d_##name##_##M##x##N(const float* x, const float* gy, float* gw, ConvShape shape,       \
-                                                      ImageStrides x_strides, ImageStrides gy_strides,                   \
-                                                      ConvProduct product) {                                             \
-        using Tile = Tiling<M, N, 16, groups_m, groups_n>;                                                               \
-        STAGES(Tile, stages);                                                                                            \
-        SHARED(Column, table, [Columns<Tile>::PLACES]);                                                                  \
-        WeightGradient<Tile, Columns<Tile>>{x, gy, gw, shape, x_strides, gy_strides, product, table}.run(                \
-            shared_floats(stages));                                                                                      \
+#define CONV2D_BACKWARD_WEIGHT(name, Columns, M, N, STAGES, groups_m, groups_n, threads, blocks)                   \
+    KERNEL(threads, blocks) conv2d_##name##_##M##x##N(const float* x, const float* gy, float* gw, ConvShape shape, \
+                                                      ImageStrides x_strides, ImageStrides gy_strides,             \
+                                                      ConvProduct product) {                                       \
+        using Tile = Tiling<M, N, 16, groups_m, groups_n>;                                                         \
+        STAGES(Tile, stages);                                                                                      \
+        SHARED(Column, table, [Columns<Tile>::PLACES]);                                                            \
+        WeightGradient<Tile, Columns<Tile>>{x, gy, gw, shape, x_strides, gy_strides, product, table}.run(          \
+            shared_floats(stages));                                                                                \
     }
 
 CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 128, 256, DYNAMIC_STAGES, 2, 4, 256, 1)
 CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 128, 128, STATIC_STAGES, 2, 2, 256, 2)
+CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 64, 128, STATIC_STAGES, 2, 2, 128, 3)
 CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 64, 64, STATIC_STAGES, 2, 1, 128, 4)
 CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 128, 256, DYNAMIC_STAGES, 2, 4, 256, 1)
 CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 128, 128, STATIC_STAGES, 2, 2, 256, 2)
+CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 64, 128, STATIC_STAGES, 2, 2, 128, 3)
 CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 64, 64, STATIC_STAGES, 2, 1, 128, 4)
-
-// gw[k,c,tap] = Σ planes of the workspace (splits,K,taps,channels), in their order; `count` weights. gw is overwritten.
-KERNEL(256, 4) conv2d_add_weight_planes(const float* planes, float* gw, int splits, int channels, int taps, int count) {
-    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
-        const unsigned tap = i % taps, rest = i / taps, channel = rest % channels, filter = rest / channels;
-        const float* plane = planes + (static_cast<int64>(filter) * taps + tap) * channels + channel;
-        float sum = 0.0f;
-#pragma unroll 4
-        for (int split = 0; split < splits; ++split) sum += plane[split * static_cast<int64>(count)];
-        gw[i] = sum;
-    }
-}

@@ -13,16 +13,15 @@
 // A thread keeps PIXELS × FILTERS sums: each value of the source is used for FILTERS products, each weight for PIXELS.
 // Lanes lie along neighbouring pixels. Sums over TERMS products are added to a total, so that errors stay small.
 #include "conv2d.cuh"
+#include "conv2d_axis.cuh"
 
 constexpr int THREADS = 128;
 constexpr int TERMS = 512;  // × 8 filters: 16 KB of shared memory
 constexpr int OUTSIDE = -(1 << 30);  // a position that no tap moves into the image
 
-struct Axis {
-    int outputs;                     // how many, in this phase
-    int scale, offset, delta;        // of positions in the source
-    int first, step, count;          // of taps
-    int output_first, output_step;   // of positions in the output
+// The outputs of a phase along one axis: how many, and their places in the output.
+struct Outputs {
+    int count, first, step;
 };
 
 // What both passes have in common: `channels` are summed, `filters` computed, each of one group.
@@ -34,28 +33,8 @@ struct Gather {
     int channel_stride, filter_stride, group_stride, weight_width;  // of weights
     int relu;
     Axis rows, columns;
+    Outputs row_outputs, column_outputs;
 };
-
-__device__ __forceinline__ Axis forward_axis(int outputs, int taps, int stride, int padding, int dilation) {
-    return {outputs, stride, -padding, dilation, 0, 1, taps, 0, 1};
-}
-
-// Output h = phase + u·stride is reached by tap r from p = (h + padding − r·dilation) / stride, where that is whole.
-// The taps r are an arithmetic progression of stride / gcd(stride, dilation).
-__device__ Axis backward_axis(int size, int phase, int taps, int stride, int padding, int dilation) {
-    int divisor = stride;
-    for (int rest = dilation; rest > 0;) {
-        const int next = divisor % rest;
-        divisor = rest;
-        rest = next;
-    }
-    const int step = stride / divisor, end = min(taps, step);
-    int first = 0;
-    while (first < end && (phase + padding - first * dilation) % stride != 0) ++first;
-    const int count = first < end ? ceil_div(taps - first, step) : 0;
-    const int offset = (phase + padding - first * dilation) / stride;
-    return {ceil_div(size - phase, stride), 1, offset, -(dilation / divisor), first, step, count, phase, stride};
-}
 
 // weights[term][filter] of terms begin, begin + 1, …, with zeros beyond the last filter. Terms are ordered (tap,
 // channel).
@@ -94,14 +73,14 @@ struct Thread {
 
 template <int PIXELS, int FILTERS>
 __device__ void place(Thread<PIXELS, FILTERS>& t, const Gather& g, int64 first_pixel) {
-    const int64 area = static_cast<int64>(g.rows.outputs) * g.columns.outputs;
+    const int64 area = static_cast<int64>(g.row_outputs.count) * g.column_outputs.count;
 #pragma unroll
     for (int i = 0; i < PIXELS; ++i) {
         const int64 pixel = first_pixel + i * THREADS + threadIdx.x;
         const bool exists = pixel < g.images * area;
         t.image[i] = exists ? static_cast<int>(pixel / area) : 0;
         const int position = exists ? static_cast<int>(pixel - t.image[i] * area) : 0;
-        const int u = position / g.columns.outputs, v = position - u * g.columns.outputs;
+        const int u = position / g.column_outputs.count, v = position - u * g.column_outputs.count;
         t.row[i] = exists ? u * g.rows.scale + g.rows.offset : OUTSIDE;
         t.column[i] = v * g.columns.scale + g.columns.offset;
 #pragma unroll
@@ -156,8 +135,8 @@ __device__ void store(const Thread<PIXELS, FILTERS>& t, const Gather& g, int gro
     for (int k = 0; k < PIXELS; ++k) {
         if (t.row[k] == OUTSIDE) continue;
         const int u = (t.row[k] - g.rows.offset) / g.rows.scale, v = (t.column[k] - g.columns.offset) / g.columns.scale;
-        const int row = g.rows.output_first + u * g.rows.output_step;
-        const int column = g.columns.output_first + v * g.columns.output_step;
+        const int row = g.row_outputs.first + u * g.row_outputs.step;
+        const int column = g.column_outputs.first + v * g.column_outputs.step;
         const int64 image = (static_cast<int64>(t.image[k]) * g.groups + group) * g.filters;
         float* output = g.output + image * plane + static_cast<int64>(row) * g.output_width + column;
 #pragma unroll
@@ -197,8 +176,10 @@ __device__ __forceinline__ void forward(const float* x, const float* w, const fl
     const int filter_tiles = c.groups * ceil_div(filters, FILTERS);
     const Gather g = {x, w, b, y, c.N, c.groups, channels, filters, c.H, c.W, c.P, c.Q, taps, channels * taps,
                       filters * channels * taps, c.S, relu,
-                      forward_axis(c.P, c.R, c.stride_h, c.padding_h, c.dilation_h),
-                      forward_axis(c.Q, c.S, c.stride_w, c.padding_w, c.dilation_w)};
+                      forward_axis(c.R, c.stride_h, c.padding_h, c.dilation_h),
+                      forward_axis(c.S, c.stride_w, c.padding_w, c.dilation_w),
+                      {c.P, 0, 1},
+                      {c.Q, 0, 1}};
     gather<PIXELS, FILTERS>(g, blockIdx.x / filter_tiles, blockIdx.x % filter_tiles);
 }
 
@@ -208,10 +189,13 @@ __device__ __forceinline__ void backward_input(const float* gy, const float* w, 
     const int channels = c.K / c.groups, filters = c.C / c.groups, taps = c.R * c.S;
     const int filter_tiles = c.groups * ceil_div(filters, FILTERS);
     const int tile = blockIdx.x / filter_tiles, phase = tile / pixel_tiles, phase_columns = min(c.stride_w, c.W);
+    const int phase_h = phase / phase_columns, phase_w = phase % phase_columns;
     const Gather g = {gy, w, nullptr, gx, c.N, c.groups, channels, filters, c.P, c.Q, c.H, c.W, filters * taps, taps,
                       channels * filters * taps, c.S, 0,
-                      backward_axis(c.H, phase / phase_columns, c.R, c.stride_h, c.padding_h, c.dilation_h),
-                      backward_axis(c.W, phase % phase_columns, c.S, c.stride_w, c.padding_w, c.dilation_w)};
+                      backward_axis(phase_h, c.R, c.stride_h, c.padding_h, c.dilation_h),
+                      backward_axis(phase_w, c.S, c.stride_w, c.padding_w, c.dilation_w),
+                      {ceil_div(c.H - phase_h, c.stride_h), phase_h, c.stride_h},
+                      {ceil_div(c.W - phase_w, c.stride_w), phase_w, c.stride_w}};
     gather<PIXELS, FILTERS>(g, tile - phase * pixel_tiles, blockIdx.x % filter_tiles);
 }
 

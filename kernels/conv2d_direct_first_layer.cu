@@ -144,7 +144,8 @@ __device__ __forceinline__ void first_layer(const float* x, const float* w, cons
             SharedFloats row = opaque(shared_floats(rows) + first_row);
             SharedFloats weight = opaque(shared_floats(weights) + (channel * c.R * S * WEIGHT_PITCH + warp * 8));
 #pragma unroll 1
-            for (int r = c.R; r > 0; --r, row += T::PITCH, weight += S * WEIGHT_PITCH) multiply<T, S, STRIDE>(sum, row, weight);
+            for (int r = c.R; r > 0; --r, row += T::PITCH, weight += S * WEIGHT_PITCH)
+                multiply<T, S, STRIDE>(sum, row, weight);
         }
     }
     store(sum, b, y, c, at.image, at.row + thread_row, at.column + lane % 8 * 8, at.filter + warp * 8, relu);

@@ -6,15 +6,16 @@
 // groups. With splits, y is a workspace (splits,N,K,P,Q), which gemm_add_splits sums.
 #include "conv2d_gather.cuh"
 
-#define CONV2D_FORWARD(M, N, STAGES, groups_m, groups_n, threads, blocks)                                                \
-    KERNEL(threads, blocks) conv2d_forward_##M##x##N(const float* x, const float* packed, const float* bias, float* y,   \
-                                                     ConvShape shape, ImageStrides strides, ConvProduct product) {       \
-        using Tile = Tiling<M, N, 16, groups_m, groups_n>;                                                               \
-        STAGES(Tile, stages);                                                                                            \
-        SHARED(int, table, [TapTables<Tile>::INTS]);                                                                     \
-        Convolution<Tile, false>{x, packed, bias, y, shape, strides, product, {table}}.run(shared_floats(stages));       \
+#define CONV2D_FORWARD(M, N, STAGES, groups_m, groups_n, threads, blocks)                                              \
+    KERNEL(threads, blocks) conv2d_forward_##M##x##N(const float* x, const float* packed, const float* bias, float* y, \
+                                                     ConvShape shape, ImageStrides strides, ConvProduct product) {     \
+        using Tile = Tiling<M, N, 16, groups_m, groups_n>;                                                             \
+        STAGES(Tile, stages);                                                                                          \
+        SHARED(int, table, [TapTables<Tile>::INTS]);                                                                   \
+        Convolution<Tile, false>{x, packed, bias, y, shape, strides, product, {table}}.run(shared_floats(stages));     \
     }
 
 CONV2D_FORWARD(128, 256, DYNAMIC_STAGES, 2, 4, 256, 1)
 CONV2D_FORWARD(128, 128, STATIC_STAGES, 2, 2, 256, 2)
+CONV2D_FORWARD(64, 128, STATIC_STAGES, 2, 2, 128, 3)
 CONV2D_FORWARD(64, 64, STATIC_STAGES, 2, 1, 128, 4)

@@ -1,13 +1,6 @@
 // Forward convolution and its gradient of the input as one implicit matrix product: rows are filters (of one group),
 // columns are output pixels of all images, terms are (channel, tap), whose products no memory ever holds.
 //
-// Output number u along an axis collects from the source's positions u·scale + offset + i·delta through taps
-// first + i·step, i < count:
-// - forward: all taps, u·stride − padding + i·dilation.
-// - backward_input: output h = phase + u·stride is reached by tap r from p = (h + padding − r·dilation) / stride, where
-//   that is whole. Every phase is a convolution of its own with the taps that reach it: no zero is multiplied. A phase that
-//   no tap reaches has no terms, so zeros are written.
-//
 // Terms are numbered (channels of 16, tap, channel), as conv2d_pack_weights.cu orders the weights: a step's 16 terms are
 // one tap of 16 channels, so a thread tests once whether its pixel's tap is inside the image, and its 16 bytes of weights
 // follow each other. A table in shared memory leads from tap to tap. Channels left over are numbered (channel, tap), and
@@ -16,113 +9,7 @@
 // Taps have two bits, of their row and their column, and a pixel's mask has the bits of rows and columns that are outside
 // the image: padding costs one comparison and no branch.
 #pragma once
-#include "conv2d_gemm.cuh"
-
-constexpr int MAX_TAPS = 256;  // of rows + columns ≤ 32
-
-struct Axis {
-    int scale, offset, delta;  // of positions in the source
-    int first, step, count;    // of taps
-};
-
-// What both passes have in common: `channels` are summed, `filters` computed, each of one group.
-struct Gather {
-    int channels, filters, height, width;          // of the source
-    int out_height, out_width, step_h, step_w, phase_h, phase_w;
-    Axis rows, columns;
-};
-
-__device__ __forceinline__ Axis forward_axis(int taps, int stride, int padding, int dilation) {
-    return {stride, -padding, dilation, 0, 1, taps};
-}
-
-// The taps that reach a phase are an arithmetic progression of stride / gcd(stride, dilation).
-__device__ __forceinline__ Axis backward_axis(int phase, int taps, int stride, int padding, int dilation) {
-    int step = 1;
-    while (step * dilation % stride != 0) ++step;
-    int first = 0;
-    while (first < step && (phase + padding - first * dilation) % stride != 0) ++first;
-    const int count = first < min(step, taps) ? ceil_div(taps - first, step) : 0;
-    return {1, (phase + padding - first * dilation) / stride, -(step * dilation / stride), first, step, count};
-}
-
-template <bool BACKWARD>
-__device__ __forceinline__ Gather make_gather(const ConvShape& s, int phase) {
-    const int channels = s.C / s.groups, filters = s.K / s.groups;
-    if (!BACKWARD)
-        return {channels, filters, s.H, s.W, s.P, s.Q, 1, 1, 0, 0,
-                forward_axis(s.R, s.stride_h, s.padding_h, s.dilation_h),
-                forward_axis(s.S, s.stride_w, s.padding_w, s.dilation_w)};
-    const int phase_h = phase / s.stride_w, phase_w = phase % s.stride_w;
-    return {filters, channels, s.P, s.Q, s.H, s.W, s.stride_h, s.stride_w, phase_h, phase_w,
-            backward_axis(phase_h, s.R, s.stride_h, s.padding_h, s.dilation_h),
-            backward_axis(phase_w, s.S, s.stride_w, s.padding_w, s.dilation_w)};
-}
-
-// A tap of the table that leads through the taps of 16 channels, and then to the next 16.
-struct Tap {
-    int source, bits, weights, next;  // floats to the next tap's values and weights; its number
-};
-
-// Where a tap of a channel lies, and its bits.
-struct Place {
-    int source, bits;
-};
-
-template <class Tile>
-struct TapTables {
-    static constexpr int PLACES = MAX_TAPS + Tile::TERMS;  // goes on into the next channels: a step may begin at any tap
-    static constexpr int INTS = 3 * PLACES > 4 * MAX_TAPS ? 3 * PLACES : 4 * MAX_TAPS;
-    int* memory;
-    __device__ __forceinline__ Tap* taps() const { return reinterpret_cast<Tap*>(memory); }
-    __device__ __forceinline__ Place* places() const { return reinterpret_cast<Place*>(memory); }
-    __device__ __forceinline__ int* terms() const { return memory + 2 * PLACES; }  // numbers of packed weights
-};
-
-// Tap t of a phase, in the order of the table, and its number among all.
-__device__ __forceinline__ int source_offset(const Gather& g, const ImageStrides& strides, int t) {
-    const int i = t / g.columns.count, j = t % g.columns.count;
-    return static_cast<int>(i * g.rows.delta * strides.row + j * g.columns.delta * strides.column);
-}
-__device__ __forceinline__ int tap_number(const Gather& g, int width, int t) {
-    const int i = t / g.columns.count, j = t % g.columns.count;
-    return (g.rows.first + i * g.rows.step) * width + g.columns.first + j * g.columns.step;
-}
-__device__ __forceinline__ int tap_bits(const Gather& g, int t) {
-    return 1 << t / g.columns.count | 1 << (g.rows.count + t % g.columns.count);
-}
-
-template <class Tile>
-__device__ __forceinline__ void fill_taps(Tap* taps, const Gather& g, const ConvShape& s, const ImageStrides& strides) {
-    const int count = g.rows.count * g.columns.count, row = Tile::TERMS * Tile::TILE_M;
-    for (int t = threadIdx.x; t < count; t += Tile::THREADS) {
-        const int next = t + 1 < count ? t + 1 : 0;
-        const int channels = next ? 0 : static_cast<int>(Tile::TERMS * strides.channel);
-        const int weights = tap_number(g, s.S, next) - tap_number(g, s.S, t) + (next ? 0 : s.R * s.S);
-        taps[t] = {channels + source_offset(g, strides, next) - source_offset(g, strides, t), tap_bits(g, t), weights * row,
-                   next};
-    }
-}
-
-// Entry t is tap t % count of channel t / count, for t below count + TERMS.
-template <class Tile>
-__device__ __forceinline__ void fill_places(const TapTables<Tile>& table, const Gather& g, const ConvShape& s,
-                                            const ImageStrides& strides) {
-    const int count = g.rows.count * g.columns.count;
-    for (int t = threadIdx.x; t < count + Tile::TERMS; t += Tile::THREADS) {
-        const int channel = t / count, tap = t % count;
-        const int offset = static_cast<int>(channel * strides.channel) + source_offset(g, strides, tap);
-        table.places()[t] = {offset, tap_bits(g, tap)};
-        table.terms()[t] = channel * s.R * s.S + tap_number(g, s.S, tap);
-    }
-}
-
-__device__ __forceinline__ unsigned outside_bits(const Axis& axis, int u, int extent) {
-    unsigned bits = 0;
-    for (int i = 0, position = u * axis.scale + axis.offset; i < axis.count; ++i, position += axis.delta)
-        bits |= static_cast<unsigned>(position < 0 || position >= extent) << i;
-    return bits;
-}
+#include "conv2d_taps.cuh"
 
 // How a block's threads share the copies of a step: 16 bytes of weights, and values of one pixel.
 template <class Tile>
@@ -167,7 +54,8 @@ struct ChannelLoader : Copies<Tile> {
         const float* from = source;
 #pragma unroll
         for (int i = 0; i < Own::WEIGHTS; ++i)
-            copy_async16(this->left + i * Own::WEIGHT_STEP * Tile::PITCH_M, weights + i * Own::WEIGHT_STEP * Tile::TILE_M, 16);
+            copy_async16(this->left + i * Own::WEIGHT_STEP * Tile::PITCH_M,
+                         weights + i * Own::WEIGHT_STEP * Tile::TILE_M, 16);
 #pragma unroll
         for (int i = 0; i < Own::PIXELS; ++i, from += channels)
             copy_async4(this->right + i * Own::PIXEL_STEP * Tile::PITCH_N, from, inside);
@@ -233,7 +121,8 @@ struct BlockPlace {
 template <class Tile>
 __device__ __forceinline__ BlockPlace block_place(int filters, int splits) {
     const int tiles_m = ceil_div(filters, Tile::TILE_M), tile = opaque(blockIdx.x), part = opaque(blockIdx.y);
-    return {tile % tiles_m * Tile::TILE_M, tile / tiles_m * Tile::TILE_N, part % splits, part / splits, opaque(blockIdx.z)};
+    return {tile % tiles_m * Tile::TILE_M, tile / tiles_m * Tile::TILE_N, part % splits, part / splits,
+            opaque(blockIdx.z)};
 }
 
 template <class Tile, bool BACKWARD>
@@ -252,8 +141,9 @@ struct Convolution {
         const int n = divide(number, product.by_image, rest), u = divide(rest, product.by_row, v);
         outside = outside_bits(g.rows, u, g.height) | outside_bits(g.columns, v, g.width) << g.rows.count;
         if (n >= shape.N) outside = ~0u;
-        return x + n * strides.image + static_cast<int64>(at.group) * g.channels * strides.channel +
-               (u * g.rows.scale + g.rows.offset) * strides.row + (v * g.columns.scale + g.columns.offset) * strides.column;
+        const int64 h = u * g.rows.scale + g.rows.offset, w = v * g.columns.scale + g.columns.offset;
+        return x + n * strides.image + static_cast<int64>(at.group) * g.channels * strides.channel + h * strides.row +
+               w * strides.column;
     }
     __device__ __forceinline__ const float* weights(const Gather& g, const BlockPlace& at) const {
         const int64 tile = at.group * ceil_div(g.filters, Tile::TILE_M) + at.row / Tile::TILE_M;

@@ -1,9 +1,12 @@
-// Weights in the order in which the implicit-GEMM convolutions read them: packed (groups, tiles, C·R·S, tile), overwritten.
-// Filters stand in tiles of `tile`, zeros past the last; each term's are contiguous, so they are copied by 16 bytes.
+// Weights in the order of the implicit-GEMM convolutions, and back.
 //
-// Terms are (channels of 16, tap, channel), then (channel, tap) of the channels left over: sixteen successive terms of the
-// first part share their tap. Read are weights[group][filter][channel][tap] by strides, so forward and backward_input
-// differ in what they call a filter and a channel. Grid: x 32 terms, y 32 filters, z groups.
+// conv2d_pack_weights: as blocks read them, packed (groups, tiles, C·R·S, tile), which is overwritten. Filters stand in
+// tiles of `tile`, zeros past the last; each term's are contiguous, so they are copied by 16 bytes. Terms are (channels of
+// 16, tap, channel), then (channel, tap) of the channels left over: sixteen successive terms of the first part share their
+// tap. Read are weights[group][filter][channel][tap] by strides, so forward and backward_input differ in what they call a
+// filter and a channel. Grid: x 32 terms, y 32 filters, z groups.
+//
+// conv2d_add_weight_planes: from the sums of conv2d_backward_weight_channels.
 #include "common.cuh"
 
 constexpr int TILE = 32, THREADS = 256, ROWS = THREADS / TILE;
@@ -38,5 +41,17 @@ KERNEL(256, 4) conv2d_pack_weights(const float* weights, float* packed, PackShap
     for (int i = row; i < TILE && first_term + i < terms; i += ROWS) {
         const int channel = (first_term + i) / s.taps, tap = first_term + i - channel * s.taps;
         to[static_cast<int64>(packed_term(channel, tap, s)) * s.tile] = values[lane][i];
+    }
+}
+
+// gw[k,c,tap] = Σ planes of the workspace (splits,K,taps,channels), in their order; `count` weights. gw is overwritten.
+KERNEL(256, 4) conv2d_add_weight_planes(const float* planes, float* gw, int splits, int channels, int taps, int count) {
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
+        const unsigned tap = i % taps, rest = i / taps, channel = rest % channels, filter = rest / channels;
+        const float* plane = planes + (static_cast<int64>(filter) * taps + tap) * channels + channel;
+        float sum = 0.0f;
+#pragma unroll 4
+        for (int split = 0; split < splits; ++split) sum += plane[split * static_cast<int64>(count)];
+        gw[i] = sum;
     }
 }

@@ -89,9 +89,8 @@ __device__ __forceinline__ Operands<Tile, Left, Right> block_operands(const floa
     const Position at = block_position<Tile::TILE_M, Tile::TILE_N>(shape, blockIdx.x);
     const int first_term = at.split * shape.split_terms, terms = min(shape.split_terms, shape.K - first_term);
     steps = ceil_div(terms, Tile::TERMS);
-    const Left left(a + at.batch * shape.a_batch + first_term * Left::term_stride(shape.a_stride), shape.a_stride, at.row,
-                    shape.M);
-    const Right right(b + at.batch * shape.b_batch + first_term * Right::term_stride(shape.b_stride), shape.b_stride,
-                      at.column, shape.N);
+    const int64 a_term = Left::term_stride(shape.a_stride), b_term = Right::term_stride(shape.b_stride);
+    const Left left(a + at.batch * shape.a_batch + first_term * a_term, shape.a_stride, at.row, shape.M);
+    const Right right(b + at.batch * shape.b_batch + first_term * b_term, shape.b_stride, at.column, shape.N);
     return {left, right, terms - (steps - 1) * Tile::TERMS};
 }

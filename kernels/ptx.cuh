@@ -33,7 +33,9 @@ __device__ __forceinline__ SharedFloats shared_floats(float* shared) {
 __device__ __forceinline__ float4 load4(SharedFloats shared) {
 #if defined(__CUDACC__)
     float4 v;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(shared.address));
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(shared.address));
     return v;
 #else
     return load4(shared.address);
@@ -53,7 +55,8 @@ __device__ __forceinline__ void copy_async4(SharedFloats shared, const float* so
 #if !defined(__CUDACC__)
     simulator::copy_async(shared.address, source, 4, valid ? 4 : 0, {__FILE__, __LINE__});
 #elif GPUCNN_CP_ASYNC
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared.address), "l"(source), "r"(valid ? 4 : 0) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared.address), "l"(source), "r"(valid ? 4 : 0)
+                 : "memory");
 #else
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared.address), "f"(valid ? *source : 0.0f) : "memory");
 #endif
@@ -67,7 +70,8 @@ __device__ __forceinline__ void copy_async16(SharedFloats shared, const float* s
 #if !defined(__CUDACC__)
     simulator::copy_async(shared.address, source, 16, valid_bytes, {__FILE__, __LINE__});
 #elif GPUCNN_CP_ASYNC
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared.address), "l"(source), "r"(valid_bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared.address), "l"(source), "r"(valid_bytes)
+                 : "memory");
 #else
     float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (valid_bytes == 16) {
@@ -77,8 +81,9 @@ __device__ __forceinline__ void copy_async16(SharedFloats shared, const float* s
         if (valid_bytes > 4) value.y = source[1];
         if (valid_bytes > 8) value.z = source[2];
     }
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared.address), "f"(value.x), "f"(value.y), "f"(value.z),
-                 "f"(value.w) : "memory");
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared.address), "f"(value.x), "f"(value.y),
+                 "f"(value.z), "f"(value.w)
+                 : "memory");
 #endif
 }
 __device__ __forceinline__ void copy_async16(float* shared, const float* source, int valid_bytes) {

@@ -59,7 +59,8 @@ __device__ __forceinline__ void multiply_tiles(SharedFloats left, SharedFloats r
     for (int k = 0; k < Tile::TERMS; ++k) {
         float rows[4 * Tile::GROUPS_M], columns[4 * Tile::GROUPS_N];
 #pragma unroll
-        for (int g = 0; g < Tile::GROUPS_M; ++g) unpack(load4(left + (k * Tile::PITCH_M + g * GROUP_ROWS)), rows + 4 * g);
+        for (int g = 0; g < Tile::GROUPS_M; ++g)
+            unpack(load4(left + (k * Tile::PITCH_M + g * GROUP_ROWS)), rows + 4 * g);
 #pragma unroll
         for (int g = 0; g < Tile::GROUPS_N; ++g)
             unpack(load4(right + (k * Tile::PITCH_N + g * GROUP_COLUMNS)), columns + 4 * g);
@@ -127,7 +128,8 @@ struct TermsContiguous {
         for (int pass = 0; pass < PASSES; ++pass) {
 #pragma unroll
             for (int k = 0; k < TERMS; k += LANES)
-                copy_async4(target + (k * PITCH + pass * ROWS), source + pass * step + k, pass < passes && term + k < terms);
+                copy_async4(target + (k * PITCH + pass * ROWS), source + pass * step + k,
+                            pass < passes && term + k < terms);
         }
         source += terms;
     }
@@ -137,7 +139,8 @@ struct TermsContiguous {
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass, from += step) {
 #pragma unroll
-            for (int k = 0; k < TERMS; k += LANES) copy_async4(target + (k * PITCH + pass * ROWS), from + k, pass < passes);
+            for (int k = 0; k < TERMS; k += LANES)
+                copy_async4(target + (k * PITCH + pass * ROWS), from + k, pass < passes);
         }
         source += TERMS;
     }

@@ -217,7 +217,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "forward_padding_of_wrong_sign",
-        "conv2d_gather.cuh",
+        "conv2d_axis.cuh",
         "return {stride, -padding, dilation, 0, 1, taps};",
         "return {stride, padding, dilation, 0, 1, taps};",
         "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
@@ -231,7 +231,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "forward_next_channel_not_counted",
-        "conv2d_gather.cuh",
+        "conv2d_taps.cuh",
         "const int channels = next ? 0 : static_cast<int>(Tile::TERMS * strides.channel);",
         "const int channels = 0;",
         "test_conv_kernels.py -k test_relu_in_the_same_pass and implicit_gemm",
@@ -252,7 +252,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "backward_input_wrong_phase",
-        "conv2d_gather.cuh",
+        "conv2d_taps.cuh",
         "const int phase_h = phase / s.stride_w, phase_w = phase % s.stride_w;",
         "const int phase_h = phase / s.stride_h, phase_w = phase % s.stride_h;",
         "test_conv_kernels.py -k test_exact_on_integers and implicit_gemm and tall",
@@ -415,7 +415,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "direct_phase_without_taps_skipped",
-        "conv2d_direct.cu",
+        "conv2d_axis.cuh",
         "while (first < end && (phase + padding - first * dilation) % stride != 0) ++first;",
         "while (first + 1 < end && (phase + padding - first * dilation) % stride != 0) ++first;",
         "test_conv_direct_kernels.py -k test_exact_on_integers and pointwise_stride2",

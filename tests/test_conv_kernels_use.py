@@ -11,6 +11,7 @@ import gpucnn
 from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn import ops
+from gpucnn.launch import simulator
 from gpucnn.ops import conv_implicit_gemm
 
 algorithms = pytest.mark.parametrize("algorithm", ["implicit_gemm", "im2col"])
@@ -51,6 +52,32 @@ def test_large_tiles_and_chunks_are_sound(device, rng, monkeypatch):
         device, *(rng.standard_normal(size).astype(np.float32) for size in (shape.x, shape.weight, shape.y))
     )
     assert_sound(lambda: ops.conv2d_forward(x, weight, None, shape, "implicit_gemm"), device)
+
+
+def test_counters_of_implicit_gemm(device, monkeypatch):
+    """A barrier a step, exact work, float4s of shared memory in 2 passes, few more sectors of x than there must be."""
+    if device != "sim":
+        pytest.skip("counters are the simulator's")
+    tiles = {tile.name: tile for tile in conv_implicit_gemm.TILES}
+    monkeypatch.setattr(conv_implicit_gemm, "choose_tile", lambda *arguments: (tiles["128x128"], 1))
+    shape = ops.conv_shape((1, 64, 6, 66), (128, 64, 3, 3))  # 2 tiles of pixels, 36 steps
+    x, weight, gy = on(device, *(np.ones(size, np.float32) for size in (shape.x, shape.weight, shape.y)))
+    with simulator.profiling() as launches:
+        ops.conv2d_forward(x, weight, None, shape, "implicit_gemm")
+        ops.conv2d_backward_weight(x, gy, shape, "implicit_gemm")
+    profiles = dict(launches)
+    forward, gradient = (profiles[f"conv2d_{name}_128x128"] for name in ("forward", "backward_weight_channels"))
+    assert forward.flops == 2 * shape.multiply_adds
+    assert (forward.barriers, gradient.barriers) == (2 * (36 + 1), 5 * (16 + 1))
+    for found in (forward, gradient):
+        shared = [c for c in found.lines.values() if c.space == "shared" and c.requests > 100]  # not the tables
+        floats4 = [c for c in shared if not c.writes and c.least == 4 * c.requests]
+        assert floats4 and all(c.units == 2 * c.requests for c in floats4)
+        assert all(c.units == c.least for c in shared if c.writes)
+    images = [c for c in forward.lines.values() if c.space == "global" and not c.writes and c.least == 4 * c.requests]
+    assert sum(c.requests for c in images) == 2 * 64 * 9 * 4
+    # 32 neighbouring pixels are 4 sectors where they begin with one, else 5; rows of 66 begin anywhere.
+    assert sum(c.units for c in images) <= 4.875 * sum(c.requests for c in images)
 
 
 def test_workspaces_are_what_is_allocated(device, monkeypatch):

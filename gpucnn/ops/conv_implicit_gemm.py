@@ -20,8 +20,8 @@ from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
 from gpucnn.ops.shapes import ConvShape
 
 # The share of multiply-adds in the compiled main loop: of the forward pass and backward_input, and of backward_weight.
-TILES = (Tile(128, 256, 1, 91), Tile(128, 128, 2, 89), Tile(64, 64, 4, 82))
-WEIGHT_TILES = (Tile(128, 256, 1, 87), Tile(128, 128, 2, 83), Tile(64, 64, 4, 72))
+TILES = (Tile(128, 256, 1, 92), Tile(128, 128, 2, 89), Tile(64, 128, 3, 87), Tile(64, 64, 4, 83))
+WEIGHT_TILES = (Tile(128, 256, 1, 87), Tile(128, 128, 2, 83), Tile(64, 128, 3, 79), Tile(64, 64, 4, 72))
 STAGE_BYTES = {"128x256": 2 * 4 * 16 * (128 + 256 + 8)}  # of shared memory, where a block's is more than 48 KB
 STEP = 16  # terms that a kernel takes at a time
 BLOCK_CHANNELS = 64  # of the weight gradient's columns, where so many share a tap
