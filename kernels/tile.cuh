@@ -82,11 +82,14 @@ __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloa
     SharedFloats right = opaque(tiles + (Tile::RIGHT + thread_column<Tile>()));
     load.first(tiles);
     copy_async_commit();
+    int distance = Tile::STAGE;
+    bool more;
 #pragma unroll 1
-    for (int distance = Tile::STAGE; steps > 0; --steps, distance = -distance) {
+    do {
         copy_async_wait<0>();
         __syncthreads();  // this stage has arrived, and the other is no longer read
-        if (steps > 1) {
+        more = --steps > 0;
+        if (more) {
             load(distance);
             copy_async_commit();
         }
@@ -94,7 +97,8 @@ __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloa
         after(steps);
         left += distance;
         right += distance;
-    }
+        distance = -distance;
+    } while (more);
 }
 template <class Tile, class Load>
 __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloats tiles, Sums<Tile>& sums) {
