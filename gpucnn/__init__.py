@@ -14,6 +14,9 @@ from gpucnn import optim as optim
 from gpucnn.device import DeviceLost as DeviceLost
 from gpucnn.functional import concatenate as concatenate
 from gpucnn.ops import UnsupportedAlgorithm as UnsupportedAlgorithm
+from gpucnn.precision import get_precision as get_precision
+from gpucnn.precision import precision as precision
+from gpucnn.precision import set_precision as set_precision
 from gpucnn.random import manual_seed as manual_seed
 from gpucnn.tensor import Function as Function
 from gpucnn.tensor import Tensor as Tensor

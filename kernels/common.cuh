@@ -83,6 +83,15 @@ __device__ __forceinline__ void store4(float* address, float4 value) {
     *reinterpret_cast<vector*>(address) = vector{value.x, value.y, value.z, value.w};
 #endif
 }
+// Two floats in one 8-byte store; the address must be a multiple of 8.
+__device__ __forceinline__ void store2(float* address, float x, float y) {
+#if defined(__CUDACC__)
+    *reinterpret_cast<float2*>(address) = make_float2(x, y);
+#else
+    typedef float vector __attribute__((vector_size(8)));
+    *reinterpret_cast<vector*>(address) = vector{x, y};
+#endif
+}
 __device__ __forceinline__ void unpack(float4 value, float* four) {
     four[0] = value.x, four[1] = value.y, four[2] = value.z, four[3] = value.w;
 }

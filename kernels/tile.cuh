@@ -48,10 +48,17 @@ __device__ __forceinline__ void multiply_tiles(const float* left, const float* r
     }
 }
 
+// Where a tile of EXTENT rows keeps its values in shared memory.
+template <int EXTENT>
+struct Padded {
+    static constexpr int PITCH = EXTENT + PAD, SWAP = 0;  // SWAP: a bit of terms that changes places of rows
+    static __device__ __forceinline__ int at(int term, int row) { return term * PITCH + row; }
+};
+
 // Copies tiles of a matrix whose terms are contiguous, EXTENT rows × TERMS terms each, to shared [term][row], tile
 // after tile along the terms. Eight lanes read a sector of 32 bytes, so the copy is made of words and needs no
 // alignment. Rows past the matrix repeat its last one; terms past it are zeros.
-template <int EXTENT, int TERMS, int THREADS>
+template <int EXTENT, int TERMS, int THREADS, class Layout = Padded<EXTENT>>
 struct TermsContiguous {
     static constexpr int LANES = 8, ROWS = THREADS / LANES, PASSES = EXTENT / ROWS;
     static_assert(EXTENT % ROWS == 0 && TERMS % LANES == 0, "whole passes");
@@ -70,13 +77,13 @@ struct TermsContiguous {
 
     // The next tile, of which `left` terms exist.
     __device__ __forceinline__ void copy(float* tile, int left) {
-        float* target = tile + term * (EXTENT + PAD) + row;
+        float* target = tile + Layout::at(term, row);  // LANES terms and ROWS rows on is the same place of the layout
         const float* from = source;
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass) {
 #pragma unroll
             for (int k = 0; k < TERMS; k += LANES)
-                copy_async4(target + k * (EXTENT + PAD) + pass * ROWS, from + k, term + k < left);
+                copy_async4(target + k * Layout::PITCH + pass * ROWS, from + k, term + k < left);
             if (pass < steps) from += ROWS * stride;
         }
         source += TERMS;
@@ -85,7 +92,7 @@ struct TermsContiguous {
 
 // The same of a matrix whose rows' values are contiguous for each term, `stride` floats from term to term: by 16 bytes
 // where base, stride and the number of rows allow it, else by words. Rows and terms past the matrix are zeros.
-template <int EXTENT, int TERMS, int THREADS>
+template <int EXTENT, int TERMS, int THREADS, class Layout = Padded<EXTENT>>
 struct RowsContiguous {
     static constexpr int QUAD_STEP = THREADS * 4 / EXTENT, WORD_STEP = THREADS / EXTENT;  // terms copied at a time
     static_assert(WORD_STEP > 0 && TERMS % QUAD_STEP == 0, "whole passes");
@@ -106,15 +113,18 @@ struct RowsContiguous {
     }
 
     __device__ __forceinline__ void copy(float* tile, int left) {
-        float* target = tile + term * (EXTENT + PAD) + row;
+        static_assert(QUAD_STEP % 8 == 0 || Layout::SWAP == 0, "copies of 16 bytes keep their place in the layout");
+        static_assert(WORD_STEP <= 4, "term + k has the bit SWAP where k has it");
+        float* const target = tile + Layout::at(term, row);
         if (vectors) {
 #pragma unroll
             for (int k = 0; k < TERMS; k += QUAD_STEP)
-                copy_async16(target + k * (EXTENT + PAD), source + k * stride, exists && term + k < left ? 16 : 0);
+                copy_async16(target + k * Layout::PITCH, source + k * stride, exists && term + k < left ? 16 : 0);
         } else {
 #pragma unroll
             for (int k = 0; k < TERMS; k += WORD_STEP)
-                copy_async4(target + k * (EXTENT + PAD), source + k * stride, exists && term + k < left);
+                copy_async4(tile + Layout::at(term, row ^ (k & Layout::SWAP)) + k * Layout::PITCH, source + k * stride,
+                            exists && term + k < left);
         }
         source += TERMS * stride;
     }
