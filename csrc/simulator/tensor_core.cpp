@@ -15,40 +15,46 @@ namespace {
 constexpr int ROWS = 16, COLUMNS = 8, TERMS_MAX = 16;
 constexpr int NO_EXPONENT = -2000;  // of 0: below that of every product
 
-float from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+// Code for wide vectors where the CPU has them; the results are the same.
+#define VECTORIZED __attribute__((target_clones("avx2", "default")))
+
+template <class To, class From>
+To bits_as(From value) {
+    static_assert(sizeof(To) == sizeof(From), "the same bits");
+    To result;
+    memcpy(&result, &value, sizeof result);
+    return result;
 }
 
-float from_half(uint16_t bits) {
+uint32_t half_to_float(uint16_t bits) {
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
     const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
                             : exponent     ? ldexpf(1024 + fraction, exponent - 25)
                                            : ldexpf(fraction, -24);
-    return bits >> 15 ? -magnitude : magnitude;
+    return bits_as<uint32_t>(magnitude) | uint32_t{bits} >> 15 << 31;
 }
 
-// The i-th element of a fragment's registers.
-float element(Format format, const uint32_t* registers, int i) {
-    if (format == Format::TF32) return from_bits(registers[i] & 0xFFFFE000u);  // the lowest 13 bits are not looked at
-    const uint16_t half = registers[i / 2] >> 16 * (i % 2);
-    return format == Format::BF16 ? from_bits(uint32_t{half} << 16) : from_half(half);
+const uint32_t* half_table() {
+    static const std::vector<uint32_t> table = [] {
+        std::vector<uint32_t> values(1 << 16);
+        for (uint32_t i = 0; i < values.size(); ++i) values[i] = half_to_float(i);
+        return values;
+    }();
+    return table.data();
 }
 
-// The exponent with which a number is stored; of the format's subnormals, that of its smallest normal number.
-int exponent(float value, int smallest) {
-    if (value == 0) return NO_EXPONENT;
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return std::max(static_cast<int>(bits >> 23 & 255) - 127, smallest);
-}
+// An operand's numbers, their float32 bits first, then what products need of them.
+template <int COUNT>
+struct Operand {
+    uint32_t bits[COUNT];
+    double value[COUNT];
+    int exponent[COUNT];  // as stored; of the format's subnormals, that of its smallest normal number
+};
 
 struct Matrices {
-    double a[ROWS][TERMS_MAX], b[TERMS_MAX][COLUMNS];
-    int a_exponent[ROWS][TERMS_MAX], b_exponent[TERMS_MAX][COLUMNS];
+    Operand<ROWS * TERMS_MAX> a;     // (row, term)
+    Operand<TERMS_MAX * COLUMNS> b;  // (term, column)
     float c[ROWS][COLUMNS];
-    bool finite = true;
 };
 
 struct Fragments {
@@ -61,93 +67,123 @@ struct Fragments {
 // PTX ISA, "Matrix Fragments for mma.m16n8k8" and "m16n8k16": where a lane's elements stand.
 void gather(void* const* lanes, Matrices& m) {
     const auto& first = *static_cast<const Fragments*>(lanes[0]);
-    const bool tf32 = first.format == Format::TF32;
-    const int smallest = first.format == Format::F16 ? -14 : -126;
+    const int terms = first.terms;
+    const uint32_t* const halves = first.format == Format::F16 ? half_table() : nullptr;
+    const auto widen = [&](uint32_t half) { return halves ? halves[half] : half << 16; };
     for (int lane = 0; lane < 32; ++lane) {
         const auto& own = *static_cast<const Fragments*>(lanes[lane]);
         const int group = lane / 4, member = lane % 4;
-        for (int i = 0; i < first.terms / 2; ++i) {
-            const int row = group + 8 * (tf32 ? i % 2 : i / 2 % 2);
-            const int k = tf32 ? member + 4 * (i / 2) : 2 * member + i % 2 + 8 * (i / 4);
-            const float value = element(first.format, own.a, i);
-            m.a[row][k] = value;
-            m.a_exponent[row][k] = exponent(value, smallest);
-            m.finite &= std::isfinite(value);
+        if (first.format == Format::TF32) {
+            for (int i = 0; i < 4; ++i)  // the lowest 13 bits are not looked at
+                m.a.bits[(group + 8 * (i % 2)) * terms + member + 4 * (i / 2)] = own.a[i] & 0xFFFFE000u;
+            for (int i = 0; i < 2; ++i) m.b.bits[(member + 4 * i) * COLUMNS + group] = own.b[i] & 0xFFFFE000u;
+        } else {
+            for (int i = 0; i < 4; ++i) {
+                uint32_t* const pair = &m.a.bits[(group + 8 * (i % 2)) * terms + 2 * member + 8 * (i / 2)];
+                pair[0] = widen(own.a[i] & 0xFFFF), pair[1] = widen(own.a[i] >> 16);
+            }
+            for (int i = 0; i < 2; ++i) {
+                uint32_t* const pair = &m.b.bits[(2 * member + 8 * i) * COLUMNS + group];
+                pair[0] = widen(own.b[i] & 0xFFFF), pair[COLUMNS] = widen(own.b[i] >> 16);
+            }
         }
-        for (int i = 0; i < first.terms / 4; ++i) {
-            const int k = tf32 ? member + 4 * i : 2 * member + i % 2 + 8 * (i / 2);
-            const float value = element(first.format, own.b, i);
-            m.b[k][group] = value;
-            m.b_exponent[k][group] = exponent(value, smallest);
-            m.finite &= std::isfinite(value);
-        }
-        for (int i = 0; i < 4; ++i) {
-            m.c[group + 8 * (i / 2)][2 * member + i % 2] = own.d[i];
-            m.finite &= std::isfinite(own.d[i]);
-        }
+        for (int i = 0; i < 4; ++i) m.c[group + 8 * (i / 2)][2 * member + i % 2] = own.d[i];
     }
 }
 
-// 2^exponent for exponents of normal doubles.
-double power(int exponent) {
-    const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
-    double value;
-    memcpy(&value, &bits, 8);
-    return value;
+// Fills in values and exponents; whether all numbers are finite.
+VECTORIZED bool prepare_operand(const uint32_t* bits, double* value, int* exponent, int count, int smallest) {
+    uint32_t special = 0;
+    for (int i = 0; i < count; ++i) {
+        const int field = bits[i] >> 23 & 255;
+        special |= field == 255;
+        const int stored = field - 127 > smallest ? field - 127 : smallest;
+        exponent[i] = bits[i] << 1 ? stored : NO_EXPONENT;
+    }
+    for (int i = 0; i < count; ++i) value[i] = bits_as<float>(bits[i]);
+    return !special;
 }
 
-// A float32 between 0 and the value, the nearest one.
-float cut_off(double value) {
+// 2^exponent for exponents of normal doubles.
+inline double power(int exponent) { return bits_as<double>(static_cast<int64_t>(exponent + 1023) << 52); }
+
+// The float32 between 0 and the value that is nearest to it.
+inline float cut_off(double value) {
     const float rounded = static_cast<float>(value);
     return std::fabs(value) < 0x1p128 && std::fabs(rounded) > std::fabs(value) ? nextafterf(rounded, 0) : rounded;
 }
 
-// c[row] += a[row] · b over the terms [first, first + count), of finite numbers.
-void add_products(Matrices& m, int row, int first, int count, int fraction) {
+// c += a · b over `count` terms of a row of a, of finite numbers.
+VECTORIZED void add_products(const double* a, const int* a_exponent, const double* b, const int* b_exponent, float* c,
+                             int count, int fraction) {
     int largest[COLUMNS];
     double scale[COLUMNS], sum[COLUMNS];
-    for (int n = 0; n < COLUMNS; ++n) largest[n] = std::max(exponent(m.c[row][n], -126), -300);
-    for (int k = first; k < first + count; ++k)
-        for (int n = 0; n < COLUMNS; ++n)
-            largest[n] = std::max(largest[n], m.a_exponent[row][k] + m.b_exponent[k][n]);
+    for (int n = 0; n < COLUMNS; ++n) {
+        const int field = bits_as<uint32_t>(c[n]) >> 23 & 255;
+        largest[n] = c[n] != 0 ? (field > 1 ? field : 1) - 127 : -300;
+    }
+    for (int k = 0; k < count; ++k)
+        for (int n = 0; n < COLUMNS; ++n) {
+            const int sum_of_exponents = a_exponent[k] + b_exponent[k * COLUMNS + n];
+            largest[n] = sum_of_exponents > largest[n] ? sum_of_exponents : largest[n];
+        }
     for (int n = 0; n < COLUMNS; ++n) {
         scale[n] = power(fraction - largest[n]);
-        sum[n] = static_cast<int>(m.c[row][n] * scale[n]);
+        sum[n] = static_cast<int>(c[n] * scale[n]);
     }
-    for (int k = first; k < first + count; ++k)
-        for (int n = 0; n < COLUMNS; ++n) sum[n] += static_cast<int>(m.a[row][k] * m.b[k][n] * scale[n]);
-    for (int n = 0; n < COLUMNS; ++n) m.c[row][n] = cut_off(sum[n] * power(largest[n] - fraction));
+    for (int k = 0; k < count; ++k)
+        for (int n = 0; n < COLUMNS; ++n) sum[n] += static_cast<int>(a[k] * b[k * COLUMNS + n] * scale[n]);
+    uint64_t unusual = 0;
+    double result[COLUMNS];
+    for (int n = 0; n < COLUMNS; ++n) {
+        result[n] = sum[n] * power(largest[n] - fraction);
+        const double magnitude = std::fabs(result[n]);
+        unusual |= !(magnitude < 0x1p128) | (magnitude < 0x1p-126 & magnitude != 0);
+    }
+    if (unusual) {
+        for (int n = 0; n < COLUMNS; ++n) c[n] = cut_off(result[n]);
+    } else {  // without the bits that float32 has not, the conversion is exact
+        for (int n = 0; n < COLUMNS; ++n) c[n] = static_cast<float>(bits_as<double>(bits_as<uint64_t>(result[n]) >> 29 << 29));
+    }
 }
 
 // What infinities and NaNs make of an output; anything else is as it was computed.
-void set_special(Matrices& m, float before, int row, int column, int terms) {
+void set_special(const double* a, const double* b, float before, float& c, int terms) {
     double sum = before;
     bool finite = std::isfinite(sum);
     for (int k = 0; k < terms; ++k) {
-        finite &= std::isfinite(m.a[row][k]) && std::isfinite(m.b[k][column]);
-        sum += m.a[row][k] * m.b[k][column];
+        finite &= std::isfinite(a[k]) && std::isfinite(b[k * COLUMNS]);
+        sum += a[k] * b[k * COLUMNS];
     }
-    if (!finite) m.c[row][column] = std::isnan(sum) ? from_bits(0x7FFFFFFF) : static_cast<float>(sum);
+    if (!finite) c = std::isnan(sum) ? bits_as<float>(0x7FFFFFFF) : static_cast<float>(sum);
 }
 
 void multiply_lanes(void* const* lanes, uint32_t) {
     const auto& first = *static_cast<const Fragments*>(lanes[0]);
+    const int terms = first.terms;
     for (int lane = 1; lane < 32; ++lane) {
         const auto& other = *static_cast<const Fragments*>(lanes[lane]);
-        if (other.format != first.format || other.terms != first.terms)
+        if (other.format != first.format || other.terms != terms)
             fail("mma", "the lanes of a warp multiply different shapes or formats", {nullptr, 0});
     }
     const bool hopper = block.launch->architecture >= 90;
-    const int fraction = hopper ? 25 : 24;
-    const int step = std::min(first.terms, (first.format == Format::TF32 ? 4 : 8) * (hopper ? 2 : 1));
+    const int fraction = hopper ? 25 : 24, smallest = first.format == Format::F16 ? -14 : -126;
+    const int step = std::min(terms, (first.format == Format::TF32 ? 4 : 8) * (hopper ? 2 : 1));
     Matrices m;
     gather(lanes, m);
+    bool finite = prepare_operand(m.a.bits, m.a.value, m.a.exponent, ROWS * terms, smallest);
+    finite &= prepare_operand(m.b.bits, m.b.value, m.b.exponent, terms * COLUMNS, smallest);
+    for (const auto& row : m.c)
+        for (const float value : row) finite &= std::isfinite(value);
     float before[ROWS][COLUMNS];
     memcpy(before, m.c, sizeof before);
     for (int row = 0; row < ROWS; ++row) {
-        for (int k = 0; k < first.terms; k += step) add_products(m, row, k, step, fraction);
-        if (m.finite) continue;
-        for (int column = 0; column < COLUMNS; ++column) set_special(m, before[row][column], row, column, first.terms);
+        const int at = row * terms;
+        for (int k = 0; k < terms; k += step)
+            add_products(m.a.value + at + k, m.a.exponent + at + k, m.b.value + k * COLUMNS, m.b.exponent + k * COLUMNS,
+                         m.c[row], step, fraction);
+        if (finite) continue;
+        for (int n = 0; n < COLUMNS; ++n) set_special(m.a.value + at, m.b.value + n, before[row][n], m.c[row][n], terms);
     }
     for (int lane = 0; lane < 32; ++lane)
         for (int i = 0; i < 4; ++i)
