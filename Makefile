@@ -4,7 +4,7 @@ VENV := .venv/bin/python
 DIR ?= build/gpu-suite
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.hpp)
 
-.PHONY: help demo test lint gate mutants bench-cpu gpu-suite adopt-results install-check clean
+.PHONY: help demo test lint gate mutants bench-cpu tables gpu-suite adopt-results install-check clean
 
 help:
 	@echo "make demo           train LeNet-5 on the bundled digits"
@@ -13,6 +13,7 @@ help:
 	@echo "make gate           compile every kernel for every architecture and look at the machine code"
 	@echo "make mutants        plant faults in the kernels; the tests must catch each"
 	@echo "make bench-cpu      speed and memory beside PyTorch's CPU, algorithms beside im2col (needs torch in .venv)"
+	@echo "make tables         write the README's tables anew from bench/results"
 	@echo "make gpu-suite      on a GPU: golden maps, tests, benchmarks beside PyTorch, into DIR (build/gpu-suite)"
 	@echo "make adopt-results  file what gpu-suite left in DIR under bench/results and tests/golden"
 	@echo "make install-check  sizes and times of an installation from scratch"
@@ -22,7 +23,7 @@ demo: .venv/installed
 	$(VENV) -m gpucnn train lenet5 --overwrite
 
 test: .venv/installed-test
-	$(VENV) -m pytest
+	$(VENV) -m pytest -rs
 
 lint: .venv/installed-test
 	$(VENV) -m pip install --quiet --disable-pip-version-check ruff mypy
@@ -37,7 +38,10 @@ mutants: .venv/installed-test
 	$(VENV) -m tests.mutants
 
 bench-cpu: .venv/installed
-	$(VENV) -m gpucnn.bench.cpu --json bench/results/cpu.json
+	$(VENV) -m gpucnn.bench.cpu --json bench/results/cpu/networks.json
+
+tables: .venv/installed
+	$(VENV) -m gpucnn.bench.readme
 
 gpu-suite:
 	PYTHON=$(PYTHON) bench/gpu_suite --out $(DIR)

@@ -77,6 +77,7 @@ with ParallelCompile("GPUCNN_BUILD_JOBS", default=os.cpu_count() or 1):
         package_dir=FOLDERS,
         package_data={
             "gpucnn": ["py.typed", "*.pyi"],
+            "gpucnn.bench": ["*.cu", "*.css", "*.js"],
             "gpucnn.data": ["*.npz"],
             "gpucnn.kernels": ["*.cu", "*.cuh"],
             "gpucnn.simulator_runtime": ["*.cpp", "*.hpp"],

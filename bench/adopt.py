@@ -24,7 +24,10 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     if not files:
         print(f"adopt: {folder} has no *.json; name the folder that bench/gpu_suite --out wrote", file=sys.stderr)
         return 1
-    return max(adopt(file, root) for file in files)
+    codes = [adopt(file, root) for file in files]
+    if 0 in codes:
+        print("now write the README's tables anew: make tables")
+    return max(codes)
 
 
 def adopt(file: Path, root: Path) -> int:

@@ -1,13 +1,16 @@
-"""Convolutions beside PyTorch (cuDNN): every layer, pass and algorithm, checked and then timed.
+"""Convolutions: every layer, pass, layout and algorithm, checked, then timed beside PyTorch or ONNX Runtime.
 
-A row of library "gpucnn" has the algorithm, `error` (largest, of the sum of magnitudes), times, effective TFLOP/s (as
-if computed directly) and `ratio`, PyTorch's time for the same arrays with TF32 off over ours: above 1, gpucnn wins.
+Effective TFLOP/s are those of the direct convolution that would take as long, so that a faster algorithm may exceed
+what the device's multiply-adds reach. On the simulator layers are shrunk, and counters stand in place of times.
 """
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,138 +18,248 @@ import numpy as np
 
 from gpucnn import device as devices
 from gpucnn import ops
-from gpucnn.bench import layers, peer, timing
-from gpucnn.bench.report import Report, main
+from gpucnn.bench import layers, oracle, peer, report
+from gpucnn.bench.contest import Arena, Candidate, Limits, Problem
+from gpucnn.bench.layers import ConvLayer
+from gpucnn.bench.report import Report
 from gpucnn.ops.shapes import ConvShape
 
-PASSES = ("conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight")
-LAYOUTS: dict[str, Callable[[Any], Any]] = {"nchw": lambda array: array, "channels_last": peer.channels_last}
+PASSES = ("forward", "backward_input", "backward_weight")
+LAYOUTS: dict[str, Callable[[Any], Any]] = {"nchw": lambda array: array, "nhwc": peer.channels_last}
+BATCHES = {"cpu": 4, "sim": 1}  # where the suite's own would take too long
+SIMULATED_MULTIPLY_ADDS = 4_000_000  # of a layer: seconds in the profile mode, for a tile that is mostly empty too
+PREDICTED_MULTIPLY_ADDS = 50_000_000  # smaller layers are tried rather than predicted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare: `algorithms` ("all",) stands for every one of the table and "auto"."""
+
+    layers: tuple[ConvLayer, ...]
+    passes: tuple[str, ...] = PASSES
+    algorithms: tuple[str, ...] = ("all",)
+    layouts: tuple[str, ...] = ("nchw",)
+    dtype: str = "float32"
+
+    def settings(self) -> dict[str, Any]:
+        """What of the plan changes the meaning of a figure."""
+        layouts = ", ".join(self.layouts) + (" (a copy into the kernel's own counts)" if "nhwc" in self.layouts else "")
+        return {"dtype": self.dtype, "layouts": layouts, "batch": _batches(self.layers)}
+
+    def names(self, device: str) -> list[str]:
+        """The algorithms by name."""
+        kind = device.partition(":")[0]
+        every = dict.fromkeys(name for p in self.passes for name in ops.table(operation_of(p), kind))
+        chosen = [each for name in self.algorithms for each in ([*every, "auto"] if name == "all" else [name])]
+        return list(dict.fromkeys(chosen))
+
+
+def _batches(layers: tuple[ConvLayer, ...]) -> str:
+    return ", ".join(map(str, sorted({layer.shape.N for layer in layers})))
+
+
+def operation_of(pass_: str) -> str:
+    """The name of a pass in gpucnn.ops."""
+    return f"conv2d_{pass_}"
+
+
+def known_algorithms() -> list[str]:
+    """Every algorithm of any device, and "auto"."""
+    tables = (ops.table(operation_of(pass_), device) for pass_ in PASSES for device in ("cpu", "sim"))
+    return list(dict.fromkeys(name for table in tables for name in (*table, "auto")))
+
+
+def chosen_layers(suites: list[str], shapes: list[str], batch: int | None, device: str) -> tuple[ConvLayer, ...]:
+    """The layers of suites and of shapes as in layers.SHAPE_FORM, at a batch that the device takes.
+
+    - batch: of all; None: the suites' own on a GPU, else that of BATCHES; a shape keeps its own
+    """
+    own = batch or BATCHES.get(device.partition(":")[0])
+    found = [layer.with_batch(own) if own else layer for name in suites for layer in layers.SUITES[name]]
+    given = [layers.parse_shape(text) for text in shapes]
+    return (*found, *(layer.with_batch(batch) if batch else layer for layer in given))
 
 
 class Case:
-    """One layer's arrays on a device, and its references; both made when they are first needed."""
+    """One layer's arrays on a device, made when they are first needed."""
 
-    def __init__(self, layer: layers.ConvLayer, device: str) -> None:
-        self.layer, self.device, self.shape = layer, device, layer.shape
+    def __init__(self, layer: ConvLayer, device: str, dtype: str) -> None:
+        self.layer, self.device, self.dtype, self.shape = layer, device, dtype, layer.shape
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
         shapes = {"x": self.shape.x, "w": self.shape.weight, "gy": self.shape.y}
-        return {name: peer.random(shape, seed, self.device) for seed, (name, shape) in enumerate(shapes.items())}
+        return {
+            name: peer.random(shape, seed, self.device, self.dtype) for seed, (name, shape) in enumerate(shapes.items())
+        }
 
-    def operands(self, operation: str, layout: str) -> tuple[Any, Any]:
-        """The two arrays that a pass reads, in the order that it takes them."""
-        first, second = {"conv2d_forward": "x w", "conv2d_backward_input": "gy w"}.get(operation, "x gy").split()
-        arranged = LAYOUTS[layout]
-        return arranged(self.arrays[first]), arranged(self.arrays[second])
+    def operands(self, pass_: str, layout: str) -> tuple[Any, Any]:
+        """The two arrays that a pass reads, in the order that it takes them; weights are (K, C/groups, R, S) always."""
+        first, second = oracle.OPERANDS[operation_of(pass_)][:2]
+        return self._arranged(first, layout), self._arranged(second, layout)
 
-    def reference(self, operation: str) -> tuple[Any, Any]:
-        """(result, sum of magnitudes) of a pass: float64 on the CPU for the simulator, else PyTorch without TF32."""
-        one, other = self.operands(operation, "nchw")
-        if not self.device.startswith("cuda"):
-            one, other = (devices.to_numpy(array).astype(np.float64) for array in (one, other))
-            result = run(operation, one, other, self.shape, "im2col")
-            return result, run(operation, abs(one), abs(other), self.shape, "im2col")
-        module = peer.torch(self.device)
-        if module is None:
-            raise ValueError("there is no PyTorch with CUDA to check large results against")
-        with peer.tf32(module, False):
-            result = run_torch(module, operation, peer.to_torch(one), peer.to_torch(other), self.shape)
-            scale = run_torch(module, operation, peer.to_torch(abs(one)), peer.to_torch(abs(other)), self.shape)
-        return peer.from_torch(result, one), peer.from_torch(scale, one)
+    def _arranged(self, name: str, layout: str) -> Any:
+        """An array in a layout, made once."""
+        if layout == "nchw" or name == "w":
+            return self.arrays[name]
+        key = f"{name} {layout}"
+        if key not in self.arrays:
+            self.arrays[key] = LAYOUTS[layout](self.arrays[name])
+        return self.arrays[key]
+
+    def spec(self, pass_: str, layout: str, threads: int) -> dict[str, Any]:
+        """As reference_worker takes it."""
+        geometry = {name: getattr(self.shape, name) for name in ("stride", "padding", "dilation", "groups")}
+        arrays = {"x": self.shape.x, "w": self.shape.weight, "gy": self.shape.y}
+        what = {"operation": operation_of(pass_), "dtype": self.dtype, "layout": layout, "threads": threads}
+        return {**what, **arrays, **geometry}
+
+    def bytes(self) -> int:
+        """Two arrays read, one written, once each."""
+        values = math.prod(self.shape.x) + math.prod(self.shape.weight) + math.prod(self.shape.y)
+        return values * np.dtype(self.dtype).itemsize
 
 
-def run(operation: str, one: Any, other: Any, shape: ConvShape, algorithm: str) -> Any:
+def run(pass_: str, one: Any, other: Any, shape: ConvShape, algorithm: str) -> Any:
     """A pass in gpucnn."""
-    if operation == "conv2d_forward":
+    if pass_ == "forward":
         return ops.conv2d_forward(one, other, None, shape, algorithm)
-    return getattr(ops, operation)(one, other, shape, algorithm)
+    return getattr(ops, operation_of(pass_))(one, other, shape, algorithm)
 
 
-def run_torch(module: Any, operation: str, one: Any, other: Any, shape: ConvShape) -> Any:
-    """The same pass in PyTorch."""
-    geometry = shape.stride, shape.padding, shape.dilation
-    if operation == "conv2d_forward":
-        return module.nn.functional.conv2d(one, other, None, *geometry, shape.groups)
-    into_input = operation == "conv2d_backward_input"
-    x = _blank(module, shape.x, one) if into_input else one
-    w = other if into_input else _blank(module, shape.weight, one)
-    gy = one if into_input else other
-    rest = (*map(list, geometry), False, [0, 0], shape.groups, [into_input, not into_input, False])
-    return module.ops.aten.convolution_backward(gy, x, w, None, *rest)[0 if into_input else 1]
+def measure(arena: Arena, plan: Plan, progress: Callable[[list[Any]], Any] = iter) -> None:
+    """Rows of everything in the plan; `progress` wraps the list of contests, as tqdm does."""
+    from_plan = [(layer, pass_, layout) for layer in plan.layers for pass_ in plan.passes for layout in plan.layouts]
+    case: Case | None = None
+    for layer, pass_, layout in progress(from_plan):
+        smaller = layers.shrunk(layer, SIMULATED_MULTIPLY_ADDS) if arena.device == "sim" else layer
+        if case is None or case.layer != smaller:
+            case = None  # gives its arrays back
+            peer.free_memory(arena.device)
+            case = Case(smaller, arena.device, plan.dtype)
+        contest(arena, plan, case, pass_, layout, layer.shape)
 
 
-def _blank(module: Any, size: tuple[int, ...], like: Any) -> Any:
-    """An array of which PyTorch reads size and layout only, in the layout of `like`."""
-    layout = module.contiguous_format if like.is_contiguous() else module.channels_last
-    return module.empty(size, device=like.device, memory_format=layout)
+def contest(arena: Arena, plan: Plan, case: Case, pass_: str, layout: str, wanted: ConvShape) -> None:
+    """Rows of all algorithms for one layer, pass and layout."""
+    shape, dtype = case.shape, np.dtype(plan.dtype)
+    entrants, before = [], len(arena.report.rows)
+    names = plan.names(arena.device)
+    for name in names:
+        values = describe(shape, wanted, name, pass_, case)
+        labels = labels_of(case.layer, pass_, name, plan.dtype, layout)
+        entry = ops.table(operation_of(pass_), arena.device.partition(":")[0]).get(values.get("chosen", name))
+        reason = refusal(entry, name, shape, dtype, arena.device)
+        if reason is not None or entry is None:
+            leave_out(arena, labels, values, str(reason))
+            continue
+        values |= {"workspace_bytes": entry.workspace_bytes(shape, dtype), "deterministic": entry.deterministic}
+        entrants.append(candidate(case, pass_, layout, name, labels, values))
+    threads = arena.report.content["settings"].get("threads", 1)
+    problem = Problem(case.spec(pass_, layout, threads), 2.0 * shape.multiply_adds, case.bytes())
+    arena.run(problem, entrants)
+    rows = arena.report.rows
+    rows[before:] = sorted(rows[before:], key=lambda row: names.index(row["algorithm"]))
 
 
-def algorithms(operation: str, shape: ConvShape, device: str) -> dict[str, int]:
-    """The table's algorithms that can compute a pass on a device, and the memory that each takes beside its arrays."""
-    kind, dtype = device.partition(":")[0], np.dtype(np.float32)
-    table = ops.ALGORITHMS[operation]
-    able = [name for name, entry in table.items() if entry.supports(shape, dtype, kind) is None]
-    return {name: table[name].workspace_bytes(shape, dtype) for name in able}
+def describe(shape: ConvShape, wanted: ConvShape, name: str, pass_: str, case: Case) -> dict[str, Any]:
+    """What a row holds besides figures."""
+    found: dict[str, Any] = {"shape": words(shape), "multiply_adds": shape.multiply_adds, "bytes": case.bytes()}
+    found["repeats"] = case.layer.repeats
+    if shape != wanted:
+        found["shrunk_from"] = words(wanted)
+    if name == "auto":
+        found["chosen"] = ops.choose(operation_of(pass_), shape, case.device.partition(":")[0])
+    return found
 
 
-def cases(report: Report) -> None:
-    """All layers: PyTorch's rows first, which ours are compared with."""
-    flush, clock = timing.flusher(report.device), timing.clock_of(report.device)
-    for layer in layers.convolutions(report.quick):
-        case = Case(layer, report.device)
-        for operation in PASSES:
-            torch_rows(report, case, operation, clock, flush)
-            gpucnn_rows(report, case, operation, clock, flush)
-        del case
-        peer.free_memory(report.device)
+def words(shape: ConvShape) -> str:
+    """A shape in words, with what differs from the plain case."""
+    text = f"{shape.N}x{shape.C}x{shape.H}x{shape.W} {shape.K}x{shape.R}x{shape.S}"
+    for name, plain in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1))):
+        pair = getattr(shape, name)
+        if pair != plain:
+            text += f" {name} {pair[0]}" + (f"x{pair[1]}" if pair[0] != pair[1] else "")
+    return text + (f" groups {shape.groups}" if shape.groups > 1 else "")
 
 
-def torch_rows(report: Report, case: Case, operation: str, clock: timing.Clock, flush: Any) -> None:
-    """PyTorch in both layouts, with TF32 off and on."""
-    module = report.torch
-    if module is None:
-        return
-
-    def measure(layout: str, tf32: bool) -> dict[str, Any]:
-        one, other = (peer.to_torch(array) for array in case.operands(operation, layout))
-        with peer.tf32(module, tf32), module.no_grad():
-            found = timing.measure(
-                lambda: run_torch(module, operation, one, other, case.shape), clock, report.seconds(0.2), flush
-            )
-        return columns(found, case.shape)
-
-    for layout in LAYOUTS:
-        for tf32 in peer.settings(case.device):
-            labels = {"layer": case.layer.name, "pass": operation, "layout": layout}
-            report.add(partial(measure, layout, tf32), library="torch", tf32=tf32, **labels)
+def labels_of(layer: ConvLayer, pass_: str, algorithm: str, dtype: str, layout: str) -> dict[str, Any]:
+    """What a row is known by."""
+    precision = "fp64" if dtype == "float64" else "fp32"
+    names = {"suite": layer.suite, "layer": layer.name, "pass": pass_, "algorithm": algorithm}
+    return {**names, "dtype": dtype, "precision": precision, "layout": layout}
 
 
-def gpucnn_rows(report: Report, case: Case, operation: str, clock: timing.Clock, flush: Any) -> None:
-    """Every algorithm in NCHW, then what "auto" stands for in both layouts."""
-    known: list[tuple[Any, Any]] = []  # the reference, once it is needed
-
-    def measure(algorithm: str, layout: str) -> dict[str, Any]:
-        if not known:
-            known.append(case.reference(operation))
-        pair = case.operands(operation, layout)
-        result = peer.check(run(operation, *pair, case.shape, algorithm), *known[0])
-        found = timing.measure(lambda: run(operation, *pair, case.shape, algorithm), clock, report.seconds(0.2), flush)
-        theirs = report.find(library="torch", layer=case.layer.name, tf32=False, layout=layout, **{"pass": operation})
-        ratio = {"ratio": theirs["ms"] / found.median * 1e-3} if theirs and theirs["ok"] else {}
-        return {**result, **columns(found, case.shape), **ratio, "workspace_bytes": workspace.get(algorithm)}
-
-    workspace = algorithms(operation, case.shape, case.device)
-    labels = {"library": "gpucnn", "layer": case.layer.name, "pass": operation}
-    for algorithm in (*workspace, "auto"):
-        for layout in LAYOUTS if algorithm == "auto" else ("nchw",):
-            report.add(partial(measure, algorithm, layout), algorithm=algorithm, layout=layout, **labels)
+def refusal(entry: Any, name: str, shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
+    """Why an algorithm cannot compute this; None if it can."""
+    kind = device.partition(":")[0]
+    if entry is None:
+        return f"{name} does not run on the device {kind}"
+    if dtype == np.float64 and kind != "cpu":
+        return "kernels compute in float32"
+    return entry.supports(shape, dtype, kind)
 
 
-def columns(found: timing.Timing, shape: ConvShape) -> dict[str, Any]:
-    """Times, and the rate of direct convolution that would take as long."""
-    return {**found.milliseconds(), "tflops": 2e-12 * shape.multiply_adds / found.median}
+def leave_out(arena: Arena, labels: dict[str, Any], values: dict[str, Any], reason: str) -> None:
+    """A row that says why there is nothing to measure."""
+    row = arena.report.begin(**labels)
+    if row is not None:
+        arena.report.finish(row, **values, reason=reason)
+
+
+def candidate(
+    case: Case, pass_: str, layout: str, name: str, labels: dict[str, Any], values: dict[str, Any]
+) -> Candidate:
+    """An algorithm as a contest takes it."""
+    shape = case.shape
+
+    def call() -> Any:
+        return run(pass_, *case.operands(pass_, layout), shape, name)
+
+    def error(result: Any) -> float:
+        return oracle.error(operation_of(pass_), *case.operands(pass_, layout), result, shape, seed=shape.N)
+
+    large = shape.multiply_adds >= PREDICTED_MULTIPLY_ADDS and shape.N > 1
+    chosen = values.get("chosen", name)
+    limit = oracle.limit(chosen, np.dtype(case.dtype))
+    predict = partial(predict_by_one_image, case, pass_, layout, chosen) if large and case.device != "sim" else None
+    return Candidate(labels, call, error, limit, predict, values, needed=name == "auto")
+
+
+def predict_by_one_image(case: Case, pass_: str, layout: str, name: str) -> float:
+    """Seconds of a call with the first image alone, times the number of images."""
+    one, other = case.operands(pass_, layout)
+    names = oracle.OPERANDS[operation_of(pass_)][:2]
+    first, second = (array if which == "w" else array[:1] for which, array in zip(names, (one, other), strict=True))
+    single = case.shape._replace(N=1)
+    if case.device != "cpu":
+        run(pass_, first, second, single, name)  # compiles, perhaps
+        synchronize(case.device)
+    start = time.perf_counter()
+    run(pass_, first, second, single, name)
+    synchronize(case.device)
+    return (time.perf_counter() - start) * case.shape.N
+
+
+def synchronize(device: str) -> None:
+    """Wait for a GPU's work."""
+    if device.startswith("cuda"):
+        devices.cupy().cuda.Device().synchronize()
+
+
+def cases(found: Report) -> None:
+    """The GPU suite's part: short layers of each network first, so that a cut leaves some of all."""
+    suites = ("layers", "alexnet", "vgg16")
+    every = [layer for name in suites for layer in layers.SUITES[name]]
+    chosen = layers.QUICK_CONVOLUTIONS if found.quick else sorted(every, key=lambda layer: layer.shape.multiply_adds)
+    arena = Arena(found, Limits(repeat=5, max_seconds=0.2))
+    for layer in chosen:
+        for pass_ in PASSES:
+            case = Case(layer, found.device, "float32")
+            contest(arena, Plan((layer,)), case, pass_, "nchw", layer.shape)
+            contest(arena, Plan((layer,), algorithms=("auto",)), case, pass_, "nhwc", layer.shape)
+            peer.free_memory(found.device)
 
 
 if __name__ == "__main__":
-    sys.exit(main("conv", cases))
+    sys.exit(report.main("conv", cases))

@@ -9,6 +9,7 @@ two libraries in one process the memory.
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -57,6 +58,7 @@ CASES = {
     "vgg16-8-train": Case("vgg16", "train", 8, 224),
 }
 ALL = (*CASES, *algorithms.LAYERS)
+LIBRARIES = ("gpucnn", "torch")
 
 
 def main(
@@ -65,41 +67,40 @@ def main(
     seconds: Annotated[float, typer.Option(help="length of a turn", min=0.01)] = 1.0,
     threads: Annotated[int, typer.Option(help="threads of both libraries; 0: GPUCNN_NUM_THREADS or all", min=0)] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the tables to this file as well")] = None,
-    worker: Annotated[bool, typer.Option(hidden=True)] = False,
+    worker: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Time networks beside PyTorch's CPU, and algorithms of convolution beside im2col: all, or the named cases."""
     set_num_threads(threads or get_num_threads())
+    if worker:
+        own = Case(*json.loads(worker))
+        torch_worker.serve(gpucnn_step(own), seconds, own.beside_blas)
+        return
     chosen = case or list(ALL)
     for name in chosen:
         if name not in ALL:
             raise typer.BadParameter(f"--case {name}: use one of {', '.join(ALL)}")
-    if worker:
-        torch_worker.serve(gpucnn_step(CASES[chosen[0]]), seconds, CASES[chosen[0]].beside_blas)
-        return
     report: dict[str, Any] = {"cpu": machine.processor(), "date": datetime.date.today().isoformat()}
+    report["torch"] = importlib.metadata.version("torch")
     report |= {"commit": machine.commit(), "threads": get_num_threads(), "rounds": rounds}
-    report["rows"] = [compare(name, rounds, seconds) for name in chosen if name in CASES]
+    try:
+        report["rows"] = [compare(name, rounds, seconds) for name in chosen if name in CASES]
+    except WorkerEnded as error:
+        raise SystemExit(f"bench cpu: {error}") from None
     report["layers"] = [algorithms.measure(name, rounds) for name in chosen if name in algorithms.LAYERS]
     print_tables(report)
     if json_file is not None:
         files.write_atomically(json_file, json.dumps(report, indent=1).encode() + b"\n")
 
 
+class WorkerEnded(RuntimeError):
+    """The process of a library has ended by itself."""
+
+
 def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
     """One row: both libraries' median seconds a step over `rounds` turns each, taken alternately, and their memory."""
-    others, workers = machine.Others(), start_workers(name, seconds)
-    times: dict[str, list[float]] = {library: [] for library in workers}
-    peaks: dict[str, int] = {}
-    try:
-        for _ in tqdm(range(rounds + 1), desc=name, disable=None, leave=False):
-            for library, process in workers.items():
-                seconds_a_step, peaks[library] = take_turn(library, process)
-                times[library].append(seconds_a_step)
-    finally:
-        for process in workers.values():
-            process.kill()
-            process.wait()
-    ours, theirs = (statistics.median(times[library][1:]) for library in workers)  # the first turn warms up
+    others = machine.Others()
+    found = turns(CASES[name], rounds, seconds, LIBRARIES, name)
+    (ours, own_peak), (theirs, torch_peak) = ((statistics.median(times), peak) for times, peak in found.values())
     batch = CASES[name].batch
     return {
         "case": name,
@@ -108,24 +109,48 @@ def compare(name: str, rounds: int, seconds: float) -> dict[str, Any]:
         "torch_milliseconds": theirs * 1e3,
         "images_per_second": batch / ours,
         "ratio": theirs / ours,
-        "peak_bytes": peaks["gpucnn"],
-        "torch_peak_bytes": peaks["torch"],
+        "peak_bytes": own_peak,
+        "torch_peak_bytes": torch_peak,
         "others": others.share(),
     }
 
 
-def start_workers(name: str, seconds: float) -> dict[str, subprocess.Popen[str]]:
-    """The two processes of a case; PyTorch's is told what to build."""
-    options = ["--case", name, "--threads", str(get_num_threads()), "--seconds", str(seconds), "--worker"]
+def turns(
+    case: Case, rounds: int, seconds: float, libraries: tuple[str, ...] = LIBRARIES, name: str = ""
+) -> dict[str, tuple[list[float], int]]:
+    """Of each library: its seconds a step in each turn, and the most memory that its process took.
+
+    The libraries take turns, one more than `rounds`: the first warms up. Raises WorkerEnded.
+    """
+    workers = start_workers(case, seconds, libraries)
+    times: dict[str, list[float]] = {library: [] for library in workers}
+    peaks: dict[str, int] = {}
+    try:
+        for _ in tqdm(range(rounds + 1), desc=name or case.model, disable=None, leave=False):
+            for library, process in workers.items():
+                seconds_a_step, peaks[library] = take_turn(library, process)
+                times[library].append(seconds_a_step)
+    finally:
+        for process in workers.values():
+            process.kill()
+            process.communicate()
+    return {library: (taken[1:], peaks[library]) for library, taken in times.items()}
+
+
+def start_workers(case: Case, seconds: float, libraries: tuple[str, ...]) -> dict[str, subprocess.Popen[str]]:
+    """The processes of a case, in sessions of their own: Ctrl-C is for this one. PyTorch's is told what to build."""
+    options = ["--threads", str(get_num_threads()), "--seconds", str(seconds), "--worker", json.dumps(case)]
     commands = {
         "gpucnn": [sys.executable, "-m", "gpucnn.bench.cpu", *options],
         "torch": [sys.executable, torch_worker.__file__],
     }
+    pipe = subprocess.PIPE
     workers = {
-        library: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for library, command in commands.items()
+        library: subprocess.Popen(commands[library], stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+        for library in libraries
     }
-    tell(workers["torch"], json.dumps(plan(CASES[name], seconds)))
+    if "torch" in workers:
+        tell(workers["torch"], json.dumps(plan(case, seconds)))
     return workers
 
 
@@ -144,7 +169,7 @@ def take_turn(library: str, process: subprocess.Popen[str]) -> tuple[float, int]
         seconds, peak = process.stdout.readline().split()
     except (BrokenPipeError, ValueError):
         fix = "; install torch beside gpucnn" if library == "torch" else ""
-        raise SystemExit(f"bench cpu: the {library} worker ended with exit code {process.wait()}{fix}") from None
+        raise WorkerEnded(f"the {library} worker ended with exit code {process.wait()}{fix}") from None
     return float(seconds), int(peak)
 
 

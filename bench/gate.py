@@ -3,8 +3,8 @@
     python -m gpucnn.bench.gate [--update] [--out build/gate.json]
 
 It needs no GPU. It fails where code spills registers or uses local memory, where an instruction that a kernel is built
-around is missing, where NVRTC and nvcc of one version compute differently, and where registers or shared memory differ
-from the table bench/gate.json, which --update writes anew.
+around is missing, where multiply-adds are too small a share of a main loop, where NVRTC and nvcc of one version compute
+differently, and where registers or shared memory differ from the table bench/gate.json, which --update writes anew.
 """
 
 from __future__ import annotations
@@ -29,17 +29,28 @@ COMPARED_WITH_NVCC = ("sm_80", "sm_90a")
 UNROLLED_DIFFERENTLY = ("local_response_norm_backward_rows",)
 # Kernels of which every entry point must hold these instructions on sm_80 and later: entry's first letters → names.
 EXPECTED: dict[str, tuple[str, ...]] = {
-    "gemm_nn_": ("LDGSTS.E.128", "LDS.128", "STG.E.128"),
-    "gemm_nt_": ("LDGSTS", "LDS.128", "STG.E.128"),
-    "gemm_tn_": ("LDGSTS.E.128", "LDS.128", "STG.E.128"),
+    **{f"gemm_{layout}_{tile}": ("LDGSTS.E.128",) for layout in ("nn", "tn") for tile in ("32", "64", "128")},
+    **{f"gemm_{layout}_": ("LDGSTS", "LDS.128", "STG.E.128") for layout in ("nn", "nt", "tn")},
+    **{
+        f"conv2d_{operation}_{tile}": ("LDGSTS.E.128",)
+        for operation in ("forward", "backward_input")
+        for tile in ("64", "128")
+    },
     **{
         f"conv2d_{operation}_{tile}": ("LDGSTS", "LDS.128", "STG.E.128")
         for operation in ("forward", "backward_input", "backward_weight")
-        for tile in ("64x64", "128x128")
+        for tile in ("64x64", "128x128", "128x256", "channels")
     },
+    "winograd4_output": ("STG.E.128",),
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),
     "conv2d_forward_depthwise": ("LDG.E.128", "STG.E.128"),
     "conv2d_backward_weight_depthwise": ("LDG.E.128",),
+    "fft_tiles_": ("STS.64", "LDS.64", "STG.E.64"),
+    "fft_inverse_tiles_": ("LDG.E.64", "STS.64", "LDS.64"),
+    "fft_multiply_": ("LDGSTS.E.128", "LDS.128", "STG.E.128"),
+    "winograd_64x32x8": ("LDGSTS.E.128", "LDS.128", "STS.128", "STG.E.64"),
+    "winograd_64x32x4": ("LDG.E.128", "LDS.128", "STS.128", "STG.E.64"),
+    "winograd_backward_weight_": ("LDS.128", "STS.128"),
     "relu_": ("LDG.E.128", "STG.E.128"),
     "dropout": ("LDG.E.128", "STG.E.128"),
     "batch_norm_apply": ("LDG.E.128", "STG.E.128"),
@@ -48,8 +59,25 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "sgd_": ("LDG.E.128", "STG.E.128"),
     "adam_": ("LDG.E.128", "STG.E.128"),
 }
+# The least share of multiply-adds, percent, in the main loop of kernels that are products: with 128 float32 lanes a
+# multiprocessor it is a ceiling of their speed. On sm_75 copies to shared memory go through registers.
+BUDGETS: dict[str, int] = {
+    "gemm_nn_128x128": 90,
+    "gemm_nt_128x128": 89,
+    "gemm_tn_128x128": 91,
+    **{f"gemm_{layout}_words_128x128": 87 for layout in ("nn", "tn")},
+    **{f"conv2d_{name}_128x256": 91 for name in ("forward", "backward_input")},
+    **{f"conv2d_{name}_128x128": 88 for name in ("forward", "backward_input")},
+    **{f"conv2d_{name}_64x64": 82 for name in ("forward", "backward_input")},
+    "conv2d_backward_weight_channels_128x256": 89,
+    "conv2d_backward_weight_channels_128x128": 84,
+    "conv2d_backward_weight_128x256": 85,
+    "conv2d_backward_weight_128x128": 81,
+    "conv2d_forward_first_layer": 91,
+}
 # Kernels that may compute in double: batch norm joins means and variances of its parts, a few operations a part.
 DOUBLES = ("batch_norm_",)
+INSTRUCTION_BYTES = 16
 FLOATING_POINT = ("FFMA", "FADD", "FMUL", "MUFU", "DFMA", "DADD", "DMUL", "F2F", "I2F", "F2I")
 COUNTED = re.compile(
     r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|UTMALDG|SYNCS|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
@@ -86,7 +114,7 @@ def inspect_all() -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def inspect(file: str, architecture: str) -> list[dict[str, Any]]:
-    """One record a kernel: what it takes of registers and memory, and how often it has each instruction of interest."""
+    """One record a kernel: what it takes of registers and memory, its instructions of interest, and its main loop's."""
     code, log = compilers.cubin(file, architecture, "nvrtc")
     usage, spills, listing = resource_usage(code), spilled_bytes(log), disassemble(code)
     return [
@@ -98,6 +126,7 @@ def inspect(file: str, architecture: str) -> list[dict[str, Any]]:
             "spill_bytes": spills.get(kernel, 0),
             "local_bytes": local,
             "instructions": count_instructions(listing[kernel]),
+            "main_loop": main_loop(listing[kernel]),
         }
         for kernel, (registers, shared, local) in usage.items()
     ]
@@ -166,6 +195,32 @@ def count_instructions(listing: list[str]) -> dict[str, int]:
     return dict(sorted(Counter(_width(name) for name in names if COUNTED.match(name)).items()))
 
 
+def loops(listing: list[str]) -> list[tuple[int, int]]:
+    """(first, last) instruction of every loop: from where a branch leads back to, to the branch."""
+    jumps = ((re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line), i) for i, line in enumerate(listing))
+    found = ((int(jump[1], 16) // INSTRUCTION_BYTES, i) for jump, i in jumps if jump)
+    return [(first, last) for first, last in found if first <= last]
+
+
+def main_loop(listing: list[str]) -> dict[str, int]:
+    """Instructions of the innermost loop with the most multiply-adds by kind, and in all; empty where there is none.
+
+    Where several have as many, it is the shortest: a product's loop for whole tiles, not the one for what is left over.
+    """
+    kinds = [re.sub(r"^@!?U?P\w+ ", "", line).split()[0].split(".")[0] for line in listing]
+    spans = [(first, last) for first, last in loops(listing) if "FFMA" in kinds[first : last + 1]]
+    inner = [
+        (first, last)
+        for first, last in spans
+        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in spans)
+    ]
+    if not inner:
+        return {}
+    first, last = max(inner, key=lambda span: (kinds[span[0] : span[1] + 1].count("FFMA"), span[0] - span[1]))
+    counts = Counter(kinds[first : last + 1])
+    return {"instructions": last + 1 - first, **dict(counts.most_common())}
+
+
 def _width(name: str) -> str:
     """The name with its width, without caching hints: LDG.E.128.CONSTANT → LDG.E.128."""
     parts = [part for part in name.split(".") if part in ("E", "64", "128") or part == name.split(".")[0]]
@@ -180,9 +235,22 @@ def record_faults(record: dict[str, Any]) -> list[str]:
     faults += [f"{where}: {instructions[name]} {name}" for name in instructions if name.startswith(unwanted)]
     if record["arch"] == "sm_75":
         return faults
+    faults += [f"{where}: {text}" for text in over_budget(record)]
     expected = [names for start, names in EXPECTED.items() if record["kernel"].startswith(start)]
     missing = [name for names in expected for name in names if not any(name in found for found in instructions)]
     return faults + [f"{where}: no {name}, which the kernel is built around" for name in missing]
+
+
+def over_budget(record: dict[str, Any]) -> list[str]:
+    """Where multiply-adds are a smaller share of the main loop than BUDGETS has."""
+    least = [share for start, share in BUDGETS.items() if record["kernel"].startswith(start)]
+    loop = record.get("main_loop") or {}
+    fma, every = loop.get("FFMA", 0), loop.get("instructions", 1)
+    return [
+        f"{fma} of {every} instructions of the main loop multiply and add, {100 * fma / every:.1f}%; at least {share}%"
+        for share in least
+        if 100 * fma < share * every
+    ]
 
 
 def table_of(records: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:

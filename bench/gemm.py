@@ -1,75 +1,105 @@
-"""Square matrix products beside PyTorch (cuBLAS), with both operands as they are and with either stored transposed."""
+"""Matrix products beside PyTorch, with both operands as they are and with either stored transposed."""
 
 from __future__ import annotations
 
 import sys
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from gpucnn import device as devices
 from gpucnn import ops
-from gpucnn.bench import layers, peer, timing
-from gpucnn.bench.report import Report, main
+from gpucnn.bench import layers, oracle, peer, report
+from gpucnn.bench.contest import Arena, Candidate, Limits, Problem
+from gpucnn.bench.layers import Product
+from gpucnn.bench.report import Report
+
+LAYOUTS = ("NN", "NT", "TN")
+SIZES = {"cpu": ("1024",), "sim": ("128",)}  # of square products
+GPU_SIZES = ("1024", "2048", "4096", "8192")
 
 
-def operands(product: layers.Product, device: str) -> tuple[Any, Any]:
+def products(sizes: list[str], layouts: tuple[str, ...], device: str) -> list[Product]:
+    """Products of sizes as in "1024" or "64,4096,576" (M,N,K), or of the device's own, in each layout."""
+    chosen = sizes or list(SIZES.get(device.partition(":")[0], GPU_SIZES))
+    return [Product(text, *parse_size(text), layout) for text in chosen for layout in layouts]
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    """(M, N, K) of "N" or "M,N,K"; raises ValueError for another form."""
+    parts = text.split(",")
+    if len(parts) not in (1, 3) or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{text!r} is not N, or M,N,K, whole numbers above 0")
+    M, N, K = (int(part) for part in (parts if len(parts) == 3 else 3 * parts))
+    return M, N, K
+
+
+def stored(product: Product) -> dict[str, tuple[int, int]]:
+    """The shapes of a and b as they lie in memory."""
+    a, b = (product.M, product.K), (product.K, product.N)
+    return {"a": a[::-1] if product.layout[0] == "T" else a, "b": b[::-1] if product.layout[1] == "T" else b}
+
+
+def operands(product: Product, device: str, dtype: str) -> tuple[Any, Any]:
     """a (M,K) and b (K,N); a transposed one is a view of an array stored the other way."""
-    a_shape, b_shape = (product.M, product.K), (product.K, product.N)
-    a = peer.random(a_shape[::-1], 0, device).T if product.layout[0] == "T" else peer.random(a_shape, 0, device)
-    b = peer.random(b_shape[::-1], 1, device).T if product.layout[1] == "T" else peer.random(b_shape, 1, device)
+    arrays = [peer.random(shape, seed, device, dtype) for seed, shape in enumerate(stored(product).values())]
+    a, b = (array.T if letter == "T" else array for array, letter in zip(arrays, product.layout, strict=True))
     return a, b
 
 
-def reference(a: Any, b: Any) -> tuple[Any, Any]:
-    """(product, sum of magnitudes): float64 on the CPU for the simulator, else PyTorch without TF32."""
-    device = devices.of(a)
-    if not device.startswith("cuda"):
-        pair = [devices.to_numpy(array).astype(np.float64) for array in (a, b)]
-        return pair[0] @ pair[1], abs(pair[0]) @ abs(pair[1])
-    module = peer.torch(device)
-    if module is None:
-        raise ValueError("there is no PyTorch with CUDA to check large results against")
-    with peer.tf32(module, False):
-        product = peer.to_torch(a) @ peer.to_torch(b)
-        magnitudes = peer.to_torch(abs(a)) @ peer.to_torch(abs(b))
-    return peer.from_torch(product, a), peer.from_torch(magnitudes, a)
+def error(a: Any, b: Any, got: Any) -> float:
+    """The largest |got − a·b| / |a|·|b| of some rows and columns; infinite where any element is no number.
+
+    Products of float64, for which gpucnn and NumPy may do the same, are checked in more precision.
+    """
+    if not bool(np.isfinite(got).all()):
+        return float("inf")
+    (M, K), N = a.shape, b.shape[1]
+    precise: Any
+    precise, budget = (np.longdouble, 1 << 22) if got.dtype == np.float64 else (np.float64, oracle.BUDGET)
+    rows = max(1, min(M, budget // max(1, K * N)))
+    columns = max(1, min(N, budget // max(1, K * rows)))
+    random = np.random.default_rng(M)
+    row, column = int(random.integers(0, M - rows + 1)), int(random.integers(0, N - columns + 1))
+    parts = a[row : row + rows], b[:, column : column + columns], got[row : row + rows, column : column + columns]
+    one, other, part = (devices.to_numpy(array).astype(precise) for array in parts)
+    return float((abs(part - one @ other) / (abs(one) @ abs(other) + 1e-300)).max())
 
 
-def cases(report: Report) -> None:
-    """PyTorch with TF32 off and on, then gpucnn, for each product."""
-    flush, clock = timing.flusher(report.device), timing.clock_of(report.device)
-    module = report.torch
-    for product in layers.products(report.quick):
-
-        def measure_torch(tf32: bool, product: layers.Product = product) -> dict[str, Any]:
-            a, b = map(peer.to_torch, operands(product, report.device))
-            with peer.tf32(module, tf32):
-                return columns(timing.measure(lambda: a @ b, clock, report.seconds(0.3), flush), product)
-
-        def measure(product: layers.Product = product) -> dict[str, Any]:
-            a, b = operands(product, report.device)
-            result = peer.check(ops.matmul(a, b), *reference(a, b))
-            found = timing.measure(lambda: ops.matmul(a, b), clock, report.seconds(0.3), flush)
-            theirs = report.find(library="torch", tf32=False, **labels_of(product))
-            ratio = {"ratio": theirs["ms"] / found.median * 1e-3} if theirs and theirs["ok"] else {}
-            return {**result, **columns(found, product), **ratio}
-
-        for tf32 in peer.settings(report.device) if module is not None else ():
-            report.add(partial(measure_torch, tf32), library="torch", tf32=tf32, **labels_of(product))
-        report.add(measure, library="gpucnn", **labels_of(product))
-        peer.free_memory(report.device)
+def measure(
+    arena: Arena, found: list[Product], dtype: str = "float32", progress: Callable[[list[Any]], Iterable[Any]] = iter
+) -> None:
+    """A row for each product."""
+    for product in progress(found):
+        contest(arena, product, dtype)
+        peer.free_memory(arena.device)
 
 
-def labels_of(product: layers.Product) -> dict[str, str]:
-    return {"size": product.name, "layout": product.layout}
+def contest(arena: Arena, product: Product, dtype: str) -> None:
+    """The row of one product."""
+    a, b = operands(product, arena.device, dtype)
+    flops = 2.0 * product.M * product.N * product.K
+    size = (a.size + b.size + product.M * product.N) * np.dtype(dtype).itemsize
+    labels = {"suite": "gemm", "layer": product.name, "pass": product.layout, "algorithm": "gemm", "dtype": dtype}
+    labels |= {"precision": "fp64" if dtype == "float64" else "fp32", "layout": "row-major"}
+    values = {"shape": f"{product.M}x{product.N}x{product.K}", "multiply_adds": int(flops // 2), "bytes": size}
+    candidate = Candidate(
+        labels,
+        lambda: ops.matmul(a, b),
+        lambda got: error(a, b, got),
+        oracle.limit("gemm", np.dtype(dtype)),
+        values=values,
+    )
+    threads = arena.report.content["settings"].get("threads", 1)
+    spec = {"operation": "matmul", **stored(product), "transposed": [letter == "T" for letter in product.layout]}
+    arena.run(Problem({**spec, "dtype": dtype, "layout": "nchw", "threads": threads}, flops, size), [candidate])
 
 
-def columns(found: timing.Timing, product: layers.Product) -> dict[str, Any]:
-    """Times and rate."""
-    return {**found.milliseconds(), "tflops": 2e-12 * product.M * product.N * product.K / found.median}
+def cases(found: Report) -> None:
+    """The GPU suite's part."""
+    measure(Arena(found, Limits(repeat=5, max_seconds=0.3)), list(layers.products(found.quick)))
 
 
 if __name__ == "__main__":
-    sys.exit(main("gemm", cases))
+    sys.exit(report.main("gemm", cases))

@@ -1,4 +1,4 @@
-"""What a launch costs: microseconds a launch of a tiny kernel by each engine, replayed as a plan, and as a graph."""
+"""What a launch of a tiny kernel costs: by each engine, replayed as a plan, and as a graph."""
 
 from __future__ import annotations
 
@@ -40,16 +40,22 @@ def cases(report: Report) -> None:
     y = devices.empty_like(x)
     for name in ENGINES if report.device.startswith("cuda") else ("sim",):
         for way in ("launch", "plan", "graph") if name == "native" else ("launch", "plan"):
-            report.add(partial(row, report, name, way, x, y), launches=f"{name} {way}")
+            report.add(partial(row, report, name, way, x, y), **labels_of(name, way))
     module = report.torch
     if module is not None:
         value = peer.to_torch(x)
         out = module.empty_like(value)
-        report.add(lambda: a_launch(report, lambda: module.clamp_min(value, 0, out=out), 1), launches="torch launch")
+        call = partial(module.clamp_min, value, 0, out=out)
+        report.add(lambda: a_launch(report, call, 1), **labels_of("torch", "launch"))
+
+
+def labels_of(engine: str, way: str) -> dict[str, Any]:
+    """What a row is known by; its time is that of one launch."""
+    return {"suite": "launches", "layer": way, "pass": "launch", "algorithm": engine}
 
 
 def row(report: Report, name: str, way: str, x: Any, y: Any) -> dict[str, Any]:
-    """Microseconds a launch by one engine in one way; the result must be right."""
+    """A launch by one engine in one way; the result must be right."""
     with engine(name):
         if way == "launch":
             found = a_launch(report, lambda: launch.launch("relu_forward", 1, x, y, 32), 1)
@@ -61,7 +67,7 @@ def row(report: Report, name: str, way: str, x: Any, y: Any) -> dict[str, Any]:
                 plan.capture()
             found = a_launch(report, plan.replay, LAUNCHES)
     right = bool((devices.to_numpy(y) == 1).all())
-    return found if right else {"ok": False, "reason": "y is not relu(x)", **found}
+    return {**found, "max_error": 0.0} if right else {**found, "ok": False, "reason": "y is not relu(x)"}
 
 
 def a_launch(report: Report, run: Callable[[], Any], count: int) -> dict[str, Any]:
@@ -76,5 +82,4 @@ def a_launch(report: Report, run: Callable[[], Any], count: int) -> dict[str, An
             run()
         clock.synchronize()
         rounds.append((time.perf_counter() - start) / calls / count)
-    found = timing.summarize(rounds[1:])  # the first warms up
-    return {"us": found.median * 1e6, "us_p20": found.p20 * 1e6, "us_p80": found.p80 * 1e6}
+    return timing.summarize(rounds[1:]).milliseconds()  # the first warms up

@@ -20,11 +20,29 @@ def processor() -> str:
 
 def commit() -> str:
     """The commit that this file comes from, "unknown" outside a checkout; "+" where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    return _git("describe", "--always", "--exclude=*", "--dirty=+")
+
+
+def kernel_commit() -> str:
+    """The last commit that changed kernels or compiled code, "unknown" outside a checkout."""
+    return _git("log", "-1", "--format=%h", "--", ":/kernels", ":/csrc")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or "unknown"
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def cache_bytes() -> int:
+    """The size of the CPU's largest cache, as Linux tells it; 32 MiB elsewhere."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0) if text[:-1].isdigit() else 0)
+    return max(sizes, default=0) or 32 << 20
 
 
 class Others:

@@ -10,12 +10,9 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from gpucnn import device as devices
 from gpucnn import models, nn
-
-LIMIT = 4e-6  # of |error| / Σ|a·b|: float32 in any order and with Winograd's transforms is below, TF32 above
+from gpucnn.bench import reference_worker
 
 
 @cache
@@ -69,14 +66,13 @@ def from_torch(value: Any, like: Any) -> Any:
     return devices.move(value.detach().numpy(), devices.of(like))
 
 
-def random(shape: tuple[int, ...], seed: int, device: str) -> Any:
-    """Normal numbers on a device; large arrays repeat a block of a million and seven."""
-    block = np.random.default_rng(seed).standard_normal((1 << 20) + 7, dtype=np.float32)
-    like = devices.move(block, device)
-    array = devices.empty(shape, np.float32, like)
+def random(shape: tuple[int, ...], seed: int, device: str, dtype: str = "float32") -> Any:
+    """Normal numbers on a device, those that reference_worker makes; large arrays repeat a block."""
+    block = devices.move(reference_worker.block(seed, dtype), device)
+    array = devices.empty(shape, block.dtype, block)
     flat = array.reshape(-1)
     for start in range(0, flat.size, block.size):
-        flat[start : start + block.size] = like[: flat.size - start]
+        flat[start : start + block.size] = block[: flat.size - start]
     return array
 
 
@@ -91,14 +87,6 @@ def free_memory(device: str) -> None:
         devices.cupy().get_default_memory_pool().free_all_blocks()
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()
-
-
-def check(got: Any, want: Any, scale: Any) -> dict[str, Any]:
-    """The largest |got − want| / scale, as columns of a row; not ok above LIMIT or where it is no number."""
-    error = float((abs(got - want) / (scale + 1e-30)).max()) if got.size else 0.0
-    if error <= LIMIT:
-        return {"error": error}
-    return {"ok": False, "error": repr(error), "reason": f"error {error:.3g} of the sum of magnitudes, limit {LIMIT:g}"}
 
 
 def twin(model: models.Network, device: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the parts of the GPU suite have in common: a file of rows that is whole after every row, and a command line.
+"""What benchmarks have in common: rows, in a file that is whole after every one; and the GPU suite's command line.
 
 A case that fails is a row with its reason. A part that is started again on its file goes on behind the rows that are
 there, so a GPU fault, which ends every process that met it, costs one row.
@@ -10,17 +10,18 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gpucnn import device as devices
-from gpucnn.bench import machine, peer
-from gpucnn.files import write_atomically
+from gpucnn.bench import machine, peer, results
 
 FINISHED, OUT_OF_TIME, LOST_DEVICE = 0, 2, 3  # exit codes of a part
 REASON_LENGTH = 2000
@@ -34,31 +35,36 @@ class LostDevice(Exception):
     """The GPU refuses all further work of this process."""
 
 
+PENDING = "the process ended here"  # the reason of a row that was begun and not finished
+
+
 class Report:
-    """The file of one part.
+    """The rows of one run, and the file that they are kept in.
 
     - part, device, quick: what runs, where, and whether on tiny shapes
+    - path: the file, or None for rows that are only kept in memory
     - deadline: time.monotonic() after which no case starts
     - with_torch: whether PyTorch runs beside gpucnn where it is installed
-    - content: what the file holds: device, driver, commit, date, settings, rows, and what a part adds
+    - content: a `results.Result`, with `driver` and what a part adds
     """
 
     def __init__(
         self,
         part: str,
         device: str,
-        path: Path,
-        quick: bool,
-        deadline: float,
+        path: Path | None,
+        quick: bool = False,
+        deadline: float = math.inf,
         commit: str = "",
         with_torch: bool = True,
     ) -> None:
         self.part, self.device, self.path, self.quick, self.deadline = part, device, path, quick, deadline
         self.with_torch = with_torch
-        settings = {"part": part, "device": device, "quick": quick, **versions()}
+        settings = {"part": part, "device": device, "quick": quick, "versions": versions()}
         self.content: dict[str, Any] = {**where(device), "commit": commit or machine.commit(), "settings": settings}
         self.content |= {"date": datetime.date.today().isoformat(), "rows": []}
-        if path.exists():
+        self.kernel_commit = machine.kernel_commit()
+        if path is not None and path.exists():
             earlier = json.loads(path.read_text())
             self.content = {**earlier, **self.content, "rows": earlier["rows"]}
 
@@ -80,29 +86,53 @@ class Report:
         return next((row for row in self.rows if labels.items() <= row.items()), None)
 
     def add(self, measure: Callable[[], dict[str, Any]], **labels: Any) -> None:
-        """A row of `labels` and of what `measure` returns, or of why it failed; nothing if the row is there already.
+        """A row of `labels` and of what `measure` returns, or of why it failed; nothing if the row is there already."""
+        row = self.begin(**labels)
+        if row is not None:
+            with self.guard(row):
+                self.finish(row, **measure())
 
-        Raises OutOfTime instead of starting late, and LostDevice after a failure that ends all work on the GPU.
+    def begin(self, **labels: Any) -> dict[str, Any] | None:
+        """A new row, which is a failure until it is finished; None if there is one of these labels already.
+
+        Raises OutOfTime instead of starting late.
         """
         if self.find(**labels):
-            return
+            return None
         if time.monotonic() > self.deadline:
             raise OutOfTime
-        row = {**labels, "ok": False, "reason": "the process ended here"}
+        measured = "suite" in labels  # rows of tests and golden maps have no figures
+        row = results.blank(kernel_commit=self.kernel_commit, **labels) if measured else dict(labels)
+        row |= {"ok": False, "reason": PENDING}
         self.rows.append(row)
         if self.device.startswith("cuda"):  # a fault of a GPU can end the process
             self.write()
+        return row
+
+    @contextmanager
+    def guard(self, row: dict[str, Any]) -> Iterator[None]:
+        """Inside this context an exception is the row's reason, and the other rows go on.
+
+        Raises LostDevice after a failure that ends all work on the GPU.
+        """
         try:
-            result = measure()
-            row.pop("reason")
-            row |= {"ok": True, **result}
+            yield
         except Exception as error:  # whatever it is, the other cases go on
-            row["reason"] = f"{type(error).__name__}: {error}"[:REASON_LENGTH]
+            text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            row |= {"ok": False, "reason": text[:REASON_LENGTH]}
             self.write()
             if not self.device_works():
                 raise LostDevice from error
-        finally:
-            self.write()
+
+    def finish(self, row: dict[str, Any], **values: Any) -> None:
+        """The row is measured, or left out for a `reason`; `ok` False among the values makes it a failure."""
+        row.pop("reason", None)
+        row |= {"ok": True, **values}
+        self.write()
+
+    def drop_pending(self) -> None:
+        """Leave out the rows that were begun and not finished."""
+        self.content["rows"] = [row for row in self.rows if row.get("reason") != PENDING]
 
     def device_works(self) -> bool:
         """Whether the device still takes work."""
@@ -116,7 +146,8 @@ class Report:
             return False
 
     def write(self) -> None:
-        write_atomically(self.path, json.dumps(self.content, indent=1).encode() + b"\n")
+        if self.path is not None:
+            results.save(self.content, self.path)  # type: ignore[arg-type]
 
 
 def where(device: str) -> dict[str, str]:

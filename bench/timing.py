@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gpucnn import _C
 from gpucnn import device as devices
+from gpucnn.bench import machine
 
 
 class Clock(Protocol):
@@ -36,10 +38,10 @@ class Timing(NamedTuple):
     def milliseconds(self) -> dict[str, float | int]:
         """The columns of a row of results."""
         return {
-            "ms": self.median * 1e3,
-            "ms_p20": self.p20 * 1e3,
-            "ms_p80": self.p80 * 1e3,
-            "repeats": self.repeats,
+            "milliseconds": self.median * 1e3,
+            "p20": self.p20 * 1e3,
+            "p80": self.p80 * 1e3,
+            "calls": self.repeats,
         }
 
 
@@ -119,11 +121,25 @@ def summarize(seconds: list[float]) -> Timing:
     return Timing(float(median), float(p20), float(p80), len(seconds))
 
 
-def flusher(device: str) -> Callable[[], Any] | None:
-    """A function that fills twice the GPU's L2 cache, at least 256 MB, with other data; None for the CPU."""
+CPU_FLUSH_LIMIT = 128 << 20
+
+
+def flush_bytes(device: str) -> int:
+    """How much is written to empty a device's last cache: twice its size, on a GPU at least 256 MB; 0 for `sim`."""
+    if device == "cpu":
+        return min(2 * machine.cache_bytes(), CPU_FLUSH_LIMIT)
     if not device.startswith("cuda"):
+        return 0
+    return max(256 << 20, 2 * devices.cupy().cuda.Device().attributes["L2CacheSize"])
+
+
+def flusher(device: str) -> Callable[[], Any] | None:
+    """A function that writes `flush_bytes`; None for the simulator."""
+    size = flush_bytes(device)
+    if size == 0:
         return None
-    cupy = devices.cupy()
-    size = max(256 << 20, 2 * cupy.cuda.Device().attributes["L2CacheSize"])
-    buffer = cupy.empty(size // 4, np.float32)
+    if device == "cpu":  # by gpucnn's own threads, as a reference does by its own
+        source, target = np.zeros(size // 2, np.uint8), np.zeros(size // 2, np.uint8)
+        return lambda: _C.copy_bytes(source, target)
+    buffer = devices.cupy().empty(size // 4, np.float32)
     return lambda: buffer.fill(0)

@@ -532,6 +532,24 @@ void define_whole_module(py::module_& m) {
             philox_uint32(words, out.size(), seed, offset);
         },
         array("out"), py::arg("seed"), py::arg("offset"));
+    m.def(
+        "multiply_add_loop",
+        [](int64_t rounds, int64_t item_size) {
+            expect(rounds >= 0, "multiply_add_loop", "rounds must be at least 0");
+            const py::gil_scoped_release released;
+            return item_size == sizeof(float) ? multiply_add_loop<float>(rounds) : multiply_add_loop<double>(rounds);
+        },
+        py::arg("rounds"), py::arg("item_size"));
+    m.def(
+        "copy_bytes",
+        [](const Array<std::uint8_t>& from, Array<std::uint8_t>& to) {
+            expect_same_shape(from, to, "copy_bytes", "to");
+            const char* const source = reinterpret_cast<const char*>(from.data());
+            char* const target = reinterpret_cast<char*>(to.mutable_data());
+            const py::gil_scoped_release released;
+            copy_bytes(source, target, from.size());
+        },
+        array("from_"), array("to"));
     m.def("gather_batch", &gather, array("images"), array("indices"), array("out"), array("offsets"), array("flips"),
           array("scale"), array("shift"), py::arg("fill"));
 }

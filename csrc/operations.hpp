@@ -110,6 +110,12 @@ void relu_forward(const T* x, T* y, int64_t count);
 template <class T>
 void relu_backward(const T* y, const T* gy, T* gx, int64_t count);
 
+// ---- ceiling.cpp: the loop returns the floating-point operations that it did ----
+
+template <class T>
+double multiply_add_loop(int64_t rounds);
+void copy_bytes(const char* from, char* to, int64_t count);
+
 // ---- random.cpp ----
 
 std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);

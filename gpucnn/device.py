@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import re
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -43,13 +44,42 @@ class SimArray(np.ndarray):
             self.guarded = self.__array_interface__["data"] == source.__array_interface__["data"]
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        require_launch(f"NumPy's {context[0].__name__ if context else 'arithmetic'}")
         return np.asarray(array).view(SimArray)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        require_launch("an assignment to elements")
+        super().__setitem__(key, value)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
         results = super().__array_function__(function, types, arguments, options)
+        if isinstance(results, np.ndarray) and results.base is None:  # others are views
+            require_launch(f"NumPy's {function.__name__}")
         if isinstance(results, (tuple, list)):
             return type(results)(map(_simulated, results))
         return _simulated(results)
+
+
+_restriction = threading.local()  # of this thread: others may prepare batches meanwhile
+
+
+@contextmanager
+def launches_only() -> Iterator[None]:
+    """Inside this context what `require_launch` guards raises: copies and sums of gradients, and on `sim` NumPy.
+
+    For steps whose launches are recorded: only those are repeated.
+    """
+    before, _restriction.active = getattr(_restriction, "active", False), True
+    try:
+        yield
+    finally:
+        _restriction.active = before
+
+
+def require_launch(what: str) -> None:
+    """Raise ValueError inside `launches_only`."""
+    if getattr(_restriction, "active", False):
+        raise ValueError(f"{what} is no launch of a kernel, so that a replay of the recorded ones would leave it out")
 
 
 def _simulated(value: Any) -> Any:
@@ -99,6 +129,13 @@ def _require_gpu(name: str, index: int) -> None:
     count = cupy().cuda.runtime.getDeviceCount()
     if index >= count:
         raise ValueError(f"device {name!r}: there are {count} GPUs, so the index must be below {count}")
+
+
+@cache
+def gpu(device: str) -> tuple[str, tuple[int, int]]:
+    """(name, compute capability) of the GPU that a device names."""
+    found = cupy().cuda.runtime.getDeviceProperties(_index(device))
+    return found["name"].decode(), (found["major"], found["minor"])
 
 
 def use(device: str) -> None:
@@ -169,17 +206,39 @@ def empty_like(array: Any) -> Any:
 def full_like(array: Any, value: float) -> Any:
     """A C-contiguous array of `value`, of the shape, dtype and device of `array`."""
     filled = empty_like(array)
-    filled[...] = value
+    filled.fill(value)
     return filled
+
+
+def address(array: Any) -> int:
+    """Where the array's first element lies in the memory of its device."""
+    return int(array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data)
 
 
 def contiguous(array: Any) -> Any:
     """`array`, or a copy in C order on its device."""
     if array is None or array.flags.c_contiguous:
         return array
+    require_launch(f"a copy in C order of shape {array.shape}")
     copy = empty_like(array)
     copy[...] = array
     return copy
+
+
+def write(array: Any, values: np.ndarray) -> None:
+    """Copy host values into an array of their shape and dtype, in order with what was launched before."""
+    if _is_cupy(array):
+        with cuda_errors("a copy to the GPU"):
+            array.set(values, stream=cupy().cuda.get_current_stream())
+    else:
+        array[...] = values
+
+
+def owns_memory(array: Any) -> bool:
+    """Whether the array is no view of memory that another one has."""
+    if isinstance(array, SimArray) and array.guarded:
+        return not isinstance(array.base, SimArray)  # its guard bands are bytes of a plain array
+    return bool(array.flags.owndata)
 
 
 def as_array(value: Any) -> Any:
@@ -209,7 +268,7 @@ def move(array: Any, device: str) -> Any:
     if device == "cpu":
         return host.copy() if isinstance(array, SimArray) else host
     copy = _guarded(host.shape, host.dtype)
-    copy[...] = host
+    to_numpy(copy)[...] = host
     return copy
 
 

@@ -11,34 +11,32 @@ computed in float32. On the CPU everything is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 PRECISIONS = ("float32", "float32_tensor", "tf32")
 
 _chosen = "float32"
 
 
+class precision:  # noqa: N801
+    """Let products of matrices use this precision from now on; as a context manager, inside the context.
+
+    Backward passes use what is in force when they run. Raises ValueError for an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        self._before, _chosen = _chosen, checked(name)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        global _chosen
+        _chosen = self._before
+
+
 def get_precision() -> str:
     """The precision in force."""
     return _chosen
-
-
-def set_precision(name: str) -> None:
-    """Let products of matrices use this precision from now on; raises ValueError for an unknown name."""
-    global _chosen
-    _chosen = checked(name)
-
-
-@contextmanager
-def precision(name: str) -> Iterator[None]:
-    """Inside this context products of matrices use this precision; raises ValueError for an unknown name."""
-    before = get_precision()
-    set_precision(name)
-    try:
-        yield
-    finally:
-        set_precision(before)
 
 
 def checked(name: str) -> str:

@@ -126,7 +126,7 @@ class Tensor:
                 if isinstance(source, Tensor):
                     source._accumulate(part, output_gradient)
                 elif isinstance(source, Function):
-                    gradients[source] = gradients[source] + part if source in gradients else part
+                    gradients[source] = _sum(gradients[source], part) if source in gradients else part
             if not retain_graph:
                 function.release()
 
@@ -134,7 +134,7 @@ class Tensor:
         if gradient is None:
             if self.size != 1:
                 raise ValueError(f"backward: a Tensor of shape {self.shape} needs gradient=, an array of its shape")
-            return np.ones_like(self.data)
+            return devices.full_like(self.data, 1)
         array = devices.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
         array = devices.move(array.astype(self.dtype, copy=False), self.device)
         if array.shape != self.shape:
@@ -143,9 +143,11 @@ class Tensor:
 
     def _accumulate(self, part: np.ndarray, shared: np.ndarray) -> None:
         if self.grad is not None:
-            self.grad = Tensor(self.grad.data + part)
+            self.grad = Tensor(_sum(self.grad.data, part))
             return
-        owned = part.flags.owndata and part is not shared  # two leaves must never hold the same memory
+        owned = devices.owns_memory(part) and part is not shared  # two leaves must never hold the same memory
+        if not owned:
+            devices.require_launch(f"a copy of a gradient of shape {part.shape}")
         self.grad = Tensor(part if owned else part.copy())
 
     def __len__(self) -> int:
@@ -171,12 +173,14 @@ class Function:
 
     - forward(*arrays) → array, or (array, *others); only the first result is differentiable
     - backward(gradient) → one gradient (array or None) for each input
+    - launches, False where it takes arithmetic of arrays (NumPy's, CuPy's): such a call cannot be recorded
     Calling it on Tensors returns Tensors and records the call; calling it on arrays returns arrays.
     """
 
     sources: tuple[Tensor | Function | None, ...] = ()  # of each input: a leaf, a function, or nothing to differentiate
     output_shape: tuple[int, ...] = ()
     released = False
+    launches = True
 
     def forward(self, *arrays: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
@@ -185,6 +189,8 @@ class Function:
         raise NotImplementedError(f"{type(self).__name__} does not define backward")
 
     def __call__(self, *inputs: Any) -> Any:
+        if not self.launches:
+            devices.require_launch(f"{type(self).__name__} of arrays")
         results = self.forward(*(value.data if isinstance(value, Tensor) else value for value in inputs))
         if not any(isinstance(value, Tensor) for value in inputs):
             return results
@@ -219,6 +225,11 @@ class Function:
         """Forget the sources and everything forward kept."""
         self.__dict__.clear()
         self.released = True
+
+
+def _sum(gradient: Any, part: Any) -> Any:
+    devices.require_launch(f"a sum of gradients of shape {part.shape}")
+    return gradient + part
 
 
 def _source(value: Any) -> Tensor | Function | None:

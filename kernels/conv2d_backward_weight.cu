@@ -1,41 +1,148 @@
 // Gradient of the weights by implicit GEMM: gw[k,c,r,s] = Σ_{n,p,q} gy[n,k,p,q] · x[n, c, p·stride + r·dilation − padding, …].
-// Rows are filters, columns are (c,r,s), terms are the pixels of all images. gw is overwritten.
+// Rows are filters, columns are the weights of a filter, terms are the pixels of all images. gw is overwritten.
 //
 // Layouts: x (N,C,H,W) and gy (N,K,P,Q) by strides; gw (K,C/groups,R,S) contiguous. Grid: x tiles of filters, then of
-// columns; y splits of the pixels; z groups. With splits, gw is a workspace (splits,K,C/groups,R,S), which
-// gemm_add_splits sums.
+// columns; y splits of the pixels; z groups.
+// - conv2d_backward_weight: columns (c,r,s); each has its place in a table. With splits, gw is a workspace
+//   (splits,K,C/groups,R,S), which gemm_add_splits sums.
+// - conv2d_backward_weight_channels, for multiples of 64 channels a group: columns (r,s,c), so that 64 of them share a tap
+//   and a pixel is compared with the image's borders once for them. gw is a workspace (splits,K,R,S,C/groups), which
+//   conv2d_add_weight_planes sums and brings into order.
 //
-// Eight lanes read eight neighbouring pixels of one row or column, a sector of 32 bytes. Each thread walks along the
-// pixels in steps of 8 by additions with carries, without dividing.
+// A thread copies one pixel of a step for some filters and columns; sixteen lanes read sixteen neighbouring pixels. It
+// walks along the pixels in steps of 16 by additions with carries, without dividing.
 #include "conv2d_gemm.cuh"
 
-// Of a column (c,r,s), relative to the pixel at the window's corner: rows down, columns to the right, and floats.
+constexpr int BLOCK_CHANNELS = 64;
+constexpr int NOWHERE = 1 << 30;  // rows below the image
+
+// Of a column, relative to the pixel at the window's corner: rows down, columns to the right, and floats.
 struct Column {
     int down, right, offset, unused;
 };
 
-// Copies gy [pixel][filter], zeros past the last filter, and x [pixel][column]; columns past the last repeat it.
-// Offsets inside an image are counted in 32 bits.
+// The pixel at the corner of a thread's window: its row, column and place in an image.
+struct Corner {
+    int h, w, offset;
+};
+
+// How a block's threads share the copies of a step.
 template <class Tile>
-struct WindowLoader {
-    const float *x, *gy;
+struct Lanes {
+    static constexpr int ROWS = Tile::THREADS / Tile::TERMS;  // filters or columns copied at a time
+    static constexpr int PASSES_M = Tile::TILE_M / ROWS, PASSES_N = Tile::TILE_N / ROWS;
+    static_assert(Tile::TERMS == 16 && PASSES_M * ROWS == Tile::TILE_M && PASSES_N * ROWS == Tile::TILE_N, "whole passes");
+
+    static __device__ __forceinline__ int term() { return threadIdx.x % Tile::TERMS; }
+    // Lanes of the second eight pixels are two rows apart from the others, so that all 32 write to different banks.
+    static __device__ __forceinline__ int row() { return threadIdx.x / Tile::TERMS ^ (term() / 8 * 2); }
+};
+
+__device__ __forceinline__ bool is_inside(const Corner& at, const Column& column, int height, int width) {
+    return static_cast<unsigned>(at.h + column.down) < static_cast<unsigned>(height) &&
+           static_cast<unsigned>(at.w + column.right) < static_cast<unsigned>(width);
+}
+
+// Columns (c,r,s), each with its place; those past the last repeat it.
+template <class Tile>
+struct AnyColumns {
+    static constexpr int PLACES = Tile::TILE_N;
+    const Column* places;
+
+    // Place number i of the tile whose first column is `first`.
+    static __device__ __forceinline__ Column place(const ConvShape& s, const ImageStrides& strides, int first, int i) {
+        const int column = min(first + i, s.C / s.groups * s.R * s.S - 1), tap = column / s.S;
+        const int down = tap % s.R * s.dilation_h, right = column % s.S * s.dilation_w;
+        const int64 offset = tap / s.R * strides.channel + down * strides.row + right * strides.column;
+        return {down, right, static_cast<int>(offset), 0};
+    }
+    __device__ __forceinline__ AnyColumns(const Column* table, const ImageStrides&) : places(table + Lanes<Tile>::row()) {}
+
+    __device__ __forceinline__ void copy(SharedFloats target, const float* x, const Corner& at, int height, int width) const {
+        int offsets[Lanes<Tile>::PASSES_N];
+        bool inside[Lanes<Tile>::PASSES_N];
+#pragma unroll
+        for (int pass = 0; pass < Lanes<Tile>::PASSES_N; ++pass) {  // read before any copy, which reads may not overtake
+            const Column column = places[pass * Lanes<Tile>::ROWS];
+            offsets[pass] = at.offset + column.offset;
+            inside[pass] = is_inside(at, column, height, width);
+        }
+#pragma unroll
+        for (int pass = 0; pass < Lanes<Tile>::PASSES_N; ++pass)
+            copy_async4(target + pass * Lanes<Tile>::ROWS, x + offsets[pass], inside[pass]);
+    }
+};
+
+// Columns (r,s,c): blocks of 64 channels at one tap.
+template <class Tile>
+struct ChannelColumns {
+    static constexpr int PLACES = Tile::TILE_N / BLOCK_CHANNELS, PASSES = Lanes<Tile>::PASSES_N / PLACES;
+    Column blocks[PLACES];
+    int step;  // floats from one of the thread's channels to the next
+
+    static __device__ __forceinline__ Column place(const ConvShape& s, const ImageStrides& strides, int first, int i) {
+        const int channels = s.C / s.groups, column = first + i * BLOCK_CHANNELS, tap = column / channels;
+        const int down = tap / s.S * s.dilation_h, right = tap % s.S * s.dilation_w;
+        const int64 offset = column % channels * strides.channel + down * strides.row + right * strides.column;
+        return {tap < s.R * s.S ? down : NOWHERE, right, static_cast<int>(offset), 0};
+    }
+    __device__ __forceinline__ ChannelColumns(const Column* table, const ImageStrides& strides) {
+#pragma unroll
+        for (int i = 0; i < PLACES; ++i) {
+            blocks[i] = table[i];
+            blocks[i].offset += Lanes<Tile>::row() * static_cast<int>(strides.channel);
+        }
+        step = Lanes<Tile>::ROWS * static_cast<int>(strides.channel);
+    }
+
+    __device__ __forceinline__ void copy(SharedFloats target, const float* x, const Corner& at, int height, int width) const {
+#pragma unroll
+        for (int i = 0; i < PLACES; ++i) {
+            const float* from = x + (at.offset + blocks[i].offset);
+            const bool inside = is_inside(at, blocks[i], height, width);
+#pragma unroll
+            for (int pass = 0; pass < PASSES; ++pass, from += step)
+                copy_async4(target + (i * PASSES + pass) * Lanes<Tile>::ROWS, from, inside);
+        }
+    }
+};
+
+// Copies gy [pixel][filter], zeros past the last filter, and x [pixel][column]. Offsets inside an image are counted in 32
+// bits, and so are those from image to image.
+template <class Tile, class Columns>
+struct PixelLoader {
+    using Own = Lanes<Tile>;
     const ConvShape& shape;
     const ImageStrides &x_strides, &gy_strides;
     const ConvProduct& product;
-    const Column* columns;          // of the tile, in shared memory
-    int filter, passes;             // offset of the thread's first filter in an image of gy; how many of its filters exist
-    int n, p, q;                    // the thread's pixel
-    const float *gradient, *image;  // of image n
+    Columns columns;
+    const float *x, *gy;  // of the block's group; in the loop, of the thread's image; gy at the thread's first filter
+    int passes;           // how many of its filters exist
+    int pixel, exist;     // the first step's first pixel, and how many of its 16 exist
+    int p, q;
+    SharedFloats left, right;
 
-    __device__ __forceinline__ void start(int pixel) {
-        int rest;
-        n = divide(pixel, product.by_image, rest);
-        p = divide(rest, product.by_row, q);
-        enter_image();
+    __device__ __forceinline__ void first(SharedFloats tiles) {
+        left = opaque(tiles + (Own::term() * Tile::PITCH_M + Own::row()));
+        right = opaque(tiles + (Tile::RIGHT + Own::term() * Tile::PITCH_N + Own::row()));
+        const float *const x_images = x, *const gy_images = gy;
+        enter(pixel, x_images, gy_images);
+        copy(Own::term() < exist);
+        enter(pixel + exist, x_images, gy_images);
     }
-    __device__ __forceinline__ void enter_image() {
-        gradient = gy + n * gy_strides.image;
-        image = x + n * x_strides.image;
+    __device__ __forceinline__ void operator()(int distance) {
+        left += distance;
+        right += distance;
+        copy(true);
+        advance();
+    }
+
+    __device__ __forceinline__ void enter(int first_pixel, const float* x_images, const float* gy_images) {
+        int rest;
+        const int n = divide(first_pixel + Own::term(), product.by_image, rest);
+        p = divide(rest, product.by_row, q);
+        x = x_images + n * x_strides.image;
+        gy = gy_images + n * gy_strides.image;
     }
     __device__ __forceinline__ void advance() {
         q += product.step[2];
@@ -45,98 +152,113 @@ struct WindowLoader {
         const bool next_image = p >= shape.P;
         if (next_image) p -= shape.P;
         const int images = product.step[0] + next_image;
-        n += images;
-        if (images) enter_image();
-    }
-
-    __device__ __forceinline__ void operator()(float* left, float* right, int remaining) {
-        const int term = threadIdx.x % Tile::LANES, row = threadIdx.x / Tile::LANES;
-#pragma unroll
-        for (int k = 0; k < Tile::TERMS; k += Tile::LANES) {
-            copy(left + (k + term) * (Tile::TILE_M + PAD) + row, right + (k + term) * (Tile::TILE_N + PAD) + row,
-                 k + term < remaining);
-            advance();
-        }
+        x += static_cast<int64>(images) * static_cast<int>(x_strides.image);
+        gy += static_cast<int64>(images) * static_cast<int>(gy_strides.image);
     }
 
     // The thread's pixel, if it exists, for all its filters and columns.
-    __device__ __forceinline__ void copy(float* left, float* right, bool exists) {
-        const int row = threadIdx.x / Tile::LANES;
+    __device__ __forceinline__ void copy(bool exists) const {
         const int h = p * shape.stride_h - shape.padding_h, w = q * shape.stride_w - shape.padding_w;
         const int corner = h * static_cast<int>(x_strides.row) + w * static_cast<int>(x_strides.column);
-        const unsigned height = exists ? shape.H : 0;
-        int offsets[Tile::PASSES_N];
-        bool inside[Tile::PASSES_N];
-#pragma unroll
-        for (int pass = 0; pass < Tile::PASSES_N; ++pass) {  // read before any copy, which reads may not overtake
-            const Column column = columns[row + pass * Tile::ROWS];
-            offsets[pass] = corner + column.offset;
-            inside[pass] = static_cast<unsigned>(h + column.down) < height &&
-                           static_cast<unsigned>(w + column.right) < static_cast<unsigned>(shape.W);
-        }
-#pragma unroll
-        for (int pass = 0; pass < Tile::PASSES_N; ++pass)
-            copy_async4(right + pass * Tile::ROWS, image + offsets[pass], inside[pass]);
+        columns.copy(right, x, {h, w, corner}, exists ? shape.H : 0, shape.W);
 
-        const int exist = exists ? passes : 0;
-        int index = filter + p * static_cast<int>(gy_strides.row) + q * static_cast<int>(gy_strides.column);
+        const int place = p * static_cast<int>(gy_strides.row) + q * static_cast<int>(gy_strides.column);
+        const float* from = gy + place;
+        const int step = Own::ROWS * static_cast<int>(gy_strides.channel), filters = exists ? passes : 0;
 #pragma unroll
-        for (int pass = 0; pass < Tile::PASSES_M; ++pass, index += Tile::ROWS * static_cast<int>(gy_strides.channel))
-            copy_async4(left + pass * Tile::ROWS, gradient + index, pass < exist);
+        for (int pass = 0; pass < Own::PASSES_M; ++pass, from += step)
+            copy_async4(left + pass * Own::ROWS, from, pass < filters);
     }
 };
 
-template <class Tile>
-__device__ __forceinline__ void backward_weight(const float* x, const float* gy, float* gw, const ConvShape& shape,
-                                                const ImageStrides& x_strides, const ImageStrides& gy_strides,
-                                                const ConvProduct& product) {
-    const int split = blockIdx.y, group = blockIdx.z;
-    const int filters = shape.K / shape.groups, channels = shape.C / shape.groups, width = channels * shape.R * shape.S;
-    const int tiles_m = ceil_div(filters, Tile::TILE_M);
-    const int first_row = blockIdx.x % tiles_m * Tile::TILE_M, first_column = blockIdx.x / tiles_m * Tile::TILE_N;
-    const int begin = split * product.split_terms;
-    const int terms = min(product.split_terms, shape.N * static_cast<int>(product.by_image[0]) - begin);
+template <class Tile, class Columns>
+struct WeightGradient {
+    const float *x, *gy;
+    float* gw;
+    const ConvShape& shape;
+    const ImageStrides &x_strides, &gy_strides;
+    const ConvProduct& product;
+    Column* table;  // in shared memory
 
-    SHARED(Column, columns, [Tile::TILE_N]);
-    if (threadIdx.x < Tile::TILE_N) {
-        const int column = min(first_column + static_cast<int>(threadIdx.x), width - 1), tap = column / shape.S;
-        const int down = tap % shape.R * shape.dilation_h, right = column % shape.S * shape.dilation_w;
-        const int channel = group * channels + tap / shape.R;
-        const int64 offset = channel * x_strides.channel + down * x_strides.row + right * x_strides.column;
-        columns[threadIdx.x] = {down, right, static_cast<int>(offset), 0};
+    // Where the block works, computed anew where it is wanted, so that it takes no registers in the main loop.
+    struct Place {
+        int filters, channels, row, column, group, begin, terms;
+    };
+    __device__ __forceinline__ Place place() const {
+        const int filters = shape.K / shape.groups, tiles_m = ceil_div(filters, Tile::TILE_M), tile = opaque(blockIdx.x);
+        const int begin = opaque(blockIdx.y) * product.split_terms;
+        const int pixels = shape.N * static_cast<int>(product.by_image[0]);
+        return {filters, shape.C / shape.groups, tile % tiles_m * Tile::TILE_M, tile / tiles_m * Tile::TILE_N,
+                opaque(blockIdx.z), begin, min(product.split_terms, pixels - begin)};
     }
-    __syncthreads();
 
-    const int filter = first_row + threadIdx.x / Tile::LANES;
-    WindowLoader<Tile> load{x, gy, shape, x_strides, gy_strides, product, columns,
-                            (group * filters + filter) * static_cast<int>(gy_strides.channel),
-                            ceil_div(filters - filter, Tile::ROWS)};
-    load.start(begin + threadIdx.x % Tile::LANES);
+    __device__ __forceinline__ void add(int step, int steps, SharedFloats tiles, Sums<Tile>& sums) const {
+        const Place at = place();
+        const int residue = (at.terms - 1) % Tile::TERMS + 1;  // of pixels: the first step is the one that may have fewer
+        const int pixel = step ? at.begin + residue + (step - 1) * Tile::TERMS : at.begin;
+        const int filter = at.row + Lanes<Tile>::row();
+        PixelLoader<Tile, Columns> load{
+            shape, x_strides, gy_strides, product, Columns(table, x_strides),
+            x + at.group * at.channels * x_strides.channel, gy + (at.group * at.filters + filter) * gy_strides.channel,
+            ceil_div(at.filters - filter, Lanes<Tile>::ROWS), pixel, step ? Tile::TERMS : residue};
+        multiply_steps<Tile>(load, steps, tiles, sums);
+    }
 
-    sum_products<Tile>(load, terms, [&](Sums<Tile>& sums, bool add, bool last) {
-        // Computed anew for each chunk, so that nothing of it takes registers in the main loop.
-        const int tile = opaque(blockIdx.x), split = opaque(blockIdx.y), group = opaque(blockIdx.z);
-        const int tiles_m = ceil_div(filters, Tile::TILE_M), first = tile / tiles_m * Tile::TILE_N;
-        const int m = tile % tiles_m * Tile::TILE_M + thread_row<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>();
-        float* target = gw + split * product.split_stride + static_cast<int64>(group) * filters * width;
+    __device__ __forceinline__ void store(Sums<Tile>& sums, bool add) const {
+        const Place at = place();
+        const int width = at.channels * shape.R * shape.S;
+        float* target = gw + opaque(blockIdx.y) * product.split_stride + static_cast<int64>(at.group) * at.filters * width;
         const bool vectors = width % 4 == 0 && is_aligned16(target);
 #pragma unroll
         for (int block = 0; block < Tile::GROUPS_N; ++block) {
-            const int column = first + thread_column<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>() + block * GROUP_COLUMNS;
+            const int column = at.column + thread_column<Tile>() + block * GROUP_COLUMNS;
             int64 places[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) places[j] = column + j < width ? column + j : -1;
-            store_columns<Tile>(sums, block, target, places, vectors, width, m, filters, nullptr, add, false);
+            store_columns<Tile>(sums, block, target, places, vectors, width, at.row + thread_row<Tile>(), at.filters,
+                                nullptr, add, false);
         }
-    });
-}
-
-#define CONV2D_BACKWARD_WEIGHT(M, N, terms, groups_m, groups_n, threads, blocks)                                         \
-    KERNEL(threads, blocks) conv2d_backward_weight_##M##x##N(const float* x, const float* gy, float* gw, ConvShape shape, \
-                                                             ImageStrides x_strides, ImageStrides gy_strides,            \
-                                                             ConvProduct product) {                                      \
-        backward_weight<Tiling<M, N, terms, groups_m, groups_n>>(x, gy, gw, shape, x_strides, gy_strides, product);      \
     }
 
-CONV2D_BACKWARD_WEIGHT(128, 128, 16, 2, 2, 256, 2)
-CONV2D_BACKWARD_WEIGHT(64, 64, 16, 2, 1, 128, 4)
+    __device__ __forceinline__ void run(SharedFloats tiles) const {
+        if (threadIdx.x < Columns::PLACES)
+            table[threadIdx.x] = Columns::place(shape, x_strides, place().column, threadIdx.x);
+        __syncthreads();
+        for (int done = 0;; done += Tile::CHUNK_STEPS) {
+            Sums<Tile> sums = {};
+            add(done, min(Tile::CHUNK_STEPS, ceil_div(place().terms, Tile::TERMS) - done), tiles, sums);
+            store(sums, done > 0);
+            if (done + Tile::CHUNK_STEPS >= ceil_div(place().terms, Tile::TERMS)) break;
+        }
+    }
+};
+
+#define CONV2D_BACKWARD_WEIGHT(name, Columns, M, N, STAGES, groups_m, groups_n, threads, blocks)                         \
+    KERNEL(threads, blocks) conv2d_##name##_##M##x##N(const float* x, const float* gy, float* gw, ConvShape shape,       \
+                                                      ImageStrides x_strides, ImageStrides gy_strides,                   \
+                                                      ConvProduct product) {                                             \
+        using Tile = Tiling<M, N, 16, groups_m, groups_n>;                                                               \
+        STAGES(Tile, stages);                                                                                            \
+        SHARED(Column, table, [Columns<Tile>::PLACES]);                                                                  \
+        WeightGradient<Tile, Columns<Tile>>{x, gy, gw, shape, x_strides, gy_strides, product, table}.run(                \
+            shared_floats(stages));                                                                                      \
+    }
+
+CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 128, 256, DYNAMIC_STAGES, 2, 4, 256, 1)
+CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 128, 128, STATIC_STAGES, 2, 2, 256, 2)
+CONV2D_BACKWARD_WEIGHT(backward_weight, AnyColumns, 64, 64, STATIC_STAGES, 2, 1, 128, 4)
+CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 128, 256, DYNAMIC_STAGES, 2, 4, 256, 1)
+CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 128, 128, STATIC_STAGES, 2, 2, 256, 2)
+CONV2D_BACKWARD_WEIGHT(backward_weight_channels, ChannelColumns, 64, 64, STATIC_STAGES, 2, 1, 128, 4)
+
+// gw[k,c,tap] = Σ planes of the workspace (splits,K,taps,channels), in their order; `count` weights. gw is overwritten.
+KERNEL(256, 4) conv2d_add_weight_planes(const float* planes, float* gw, int splits, int channels, int taps, int count) {
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
+        const unsigned tap = i % taps, rest = i / taps, channel = rest % channels, filter = rest / channels;
+        const float* plane = planes + (static_cast<int64>(filter) * taps + tap) * channels + channel;
+        float sum = 0.0f;
+#pragma unroll 4
+        for (int split = 0; split < splits; ++split) sum += plane[split * static_cast<int64>(count)];
+        gw[i] = sum;
+    }
+}

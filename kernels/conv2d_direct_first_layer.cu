@@ -76,13 +76,10 @@ __device__ __forceinline__ void load_weights(float* weights, const float* w, con
 
 // Adds one filter row's products: the window's pixels times S taps of 8 filters.
 template <class T, int S, int STRIDE>
-__device__ __forceinline__ void multiply(float (&sum)[8][8], const float* row, const float* weights) {
+__device__ __forceinline__ void multiply(float (&sum)[8][8], SharedFloats row, SharedFloats weights) {
     float window[4 * T::WINDOW];
 #pragma unroll
-    for (int i = 0; i < T::WINDOW; ++i) {
-        const float4 four = load4(row + 4 * T::place(i));
-        window[4 * i] = four.x, window[4 * i + 1] = four.y, window[4 * i + 2] = four.z, window[4 * i + 3] = four.w;
-    }
+    for (int i = 0; i < T::WINDOW; ++i) unpack(load4(row + 4 * T::place(i)), window + 4 * i);
 #pragma unroll
     for (int s = 0; s < S; ++s)
 #pragma unroll
@@ -143,11 +140,11 @@ __device__ __forceinline__ void first_layer(const float* x, const float* w, cons
         __syncthreads();
 #pragma unroll 1
         for (int channel = 0; channel < count; ++channel) {
-            const float* row = rows + (channel * height + thread_row * c.stride_h) * T::PITCH + 4 * thread_quad;
-            const float* weight = weights + channel * c.R * S * WEIGHT_PITCH + warp * 8;
+            const int first_row = (channel * height + thread_row * c.stride_h) * T::PITCH + 4 * thread_quad;
+            SharedFloats row = opaque(shared_floats(rows) + first_row);
+            SharedFloats weight = opaque(shared_floats(weights) + (channel * c.R * S * WEIGHT_PITCH + warp * 8));
 #pragma unroll 1
-            for (int r = 0; r < c.R; ++r)
-                multiply<T, S, STRIDE>(sum, row + r * T::PITCH, weight + r * S * WEIGHT_PITCH);
+            for (int r = c.R; r > 0; --r, row += T::PITCH, weight += S * WEIGHT_PITCH) multiply<T, S, STRIDE>(sum, row, weight);
         }
     }
     store(sum, b, y, c, at.image, at.row + thread_row, at.column + lane % 8 * 8, at.filter + warp * 8, relu);

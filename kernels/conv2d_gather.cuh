@@ -8,9 +8,13 @@
 //   that is whole. Every phase is a convolution of its own with the taps that reach it: no zero is multiplied. A phase that
 //   no tap reaches has no terms, so zeros are written.
 //
-// A table in shared memory has, for each tap, its offset in the source, its place in the weights, and two bits: of its row
-// and of its column. A pixel's mask has the bits of rows and columns that are inside the image, so padding costs one
-// comparison and no branch. The table goes on into the next channels, so that a step may begin at any tap.
+// Terms are numbered (channels of 16, tap, channel), as conv2d_pack_weights.cu orders the weights: a step's 16 terms are
+// one tap of 16 channels, so a thread tests once whether its pixel's tap is inside the image, and its 16 bytes of weights
+// follow each other. A table in shared memory leads from tap to tap. Channels left over are numbered (channel, tap), and
+// the table then has a tap's place for every term; this also serves first layers, which have few channels.
+//
+// Taps have two bits, of their row and their column, and a pixel's mask has the bits of rows and columns that are outside
+// the image: padding costs one comparison and no branch.
 #pragma once
 #include "conv2d_gemm.cuh"
 
@@ -24,7 +28,6 @@ struct Axis {
 // What both passes have in common: `channels` are summed, `filters` computed, each of one group.
 struct Gather {
     int channels, filters, height, width;          // of the source
-    int channel_stride, filter_stride;             // of the weights
     int out_height, out_width, step_h, step_w, phase_h, phase_w;
     Axis rows, columns;
 };
@@ -45,137 +48,269 @@ __device__ __forceinline__ Axis backward_axis(int phase, int taps, int stride, i
 
 template <bool BACKWARD>
 __device__ __forceinline__ Gather make_gather(const ConvShape& s, int phase) {
-    const int channels = s.C / s.groups, filters = s.K / s.groups, taps = s.R * s.S;
+    const int channels = s.C / s.groups, filters = s.K / s.groups;
     if (!BACKWARD)
-        return {channels, filters, s.H, s.W, taps, channels * taps, s.P, s.Q, 1, 1, 0, 0,
+        return {channels, filters, s.H, s.W, s.P, s.Q, 1, 1, 0, 0,
                 forward_axis(s.R, s.stride_h, s.padding_h, s.dilation_h),
                 forward_axis(s.S, s.stride_w, s.padding_w, s.dilation_w)};
     const int phase_h = phase / s.stride_w, phase_w = phase % s.stride_w;
-    return {filters, channels, s.P, s.Q, channels * taps, taps, s.H, s.W, s.stride_h, s.stride_w, phase_h, phase_w,
+    return {filters, channels, s.P, s.Q, s.H, s.W, s.stride_h, s.stride_w, phase_h, phase_w,
             backward_axis(phase_h, s.R, s.stride_h, s.padding_h, s.dilation_h),
             backward_axis(phase_w, s.S, s.stride_w, s.padding_w, s.dilation_w)};
 }
 
-struct TapTable {
-    int2* places;  // offset in the source; bits of row and column
-    int* weights;
+// A tap of the table that leads through the taps of 16 channels, and then to the next 16.
+struct Tap {
+    int source, bits, weights, next;  // floats to the next tap's values and weights; its number
 };
 
-// The table's entry t is tap t % count of channel t / count, for t below count + TERMS.
+// Where a tap of a channel lies, and its bits.
+struct Place {
+    int source, bits;
+};
+
 template <class Tile>
-__device__ __forceinline__ void fill_table(const TapTable& table, const Gather& g, const ImageStrides& strides, int width) {
-    const int count = g.rows.count * g.columns.count;
-    for (int t = threadIdx.x; count > 0 && t < count + Tile::TERMS; t += Tile::THREADS) {
-        const int channel = t / count, tap = t % count, i = tap / g.columns.count, j = tap % g.columns.count;
-        const int64 offset = channel * strides.channel + i * g.rows.delta * strides.row + j * g.columns.delta * strides.column;
-        table.places[t] = make_int2(static_cast<int>(offset), 1 << i | 1 << (g.rows.count + j));
-        table.weights[t] = channel * g.channel_stride + (g.rows.first + i * g.rows.step) * width + g.columns.first +
-                           j * g.columns.step;
+struct TapTables {
+    static constexpr int PLACES = MAX_TAPS + Tile::TERMS;  // goes on into the next channels: a step may begin at any tap
+    static constexpr int INTS = 3 * PLACES > 4 * MAX_TAPS ? 3 * PLACES : 4 * MAX_TAPS;
+    int* memory;
+    __device__ __forceinline__ Tap* taps() const { return reinterpret_cast<Tap*>(memory); }
+    __device__ __forceinline__ Place* places() const { return reinterpret_cast<Place*>(memory); }
+    __device__ __forceinline__ int* terms() const { return memory + 2 * PLACES; }  // numbers of packed weights
+};
+
+// Tap t of a phase, in the order of the table, and its number among all.
+__device__ __forceinline__ int source_offset(const Gather& g, const ImageStrides& strides, int t) {
+    const int i = t / g.columns.count, j = t % g.columns.count;
+    return static_cast<int>(i * g.rows.delta * strides.row + j * g.columns.delta * strides.column);
+}
+__device__ __forceinline__ int tap_number(const Gather& g, int width, int t) {
+    const int i = t / g.columns.count, j = t % g.columns.count;
+    return (g.rows.first + i * g.rows.step) * width + g.columns.first + j * g.columns.step;
+}
+__device__ __forceinline__ int tap_bits(const Gather& g, int t) {
+    return 1 << t / g.columns.count | 1 << (g.rows.count + t % g.columns.count);
+}
+
+template <class Tile>
+__device__ __forceinline__ void fill_taps(Tap* taps, const Gather& g, const ConvShape& s, const ImageStrides& strides) {
+    const int count = g.rows.count * g.columns.count, row = Tile::TERMS * Tile::TILE_M;
+    for (int t = threadIdx.x; t < count; t += Tile::THREADS) {
+        const int next = t + 1 < count ? t + 1 : 0;
+        const int channels = next ? 0 : static_cast<int>(Tile::TERMS * strides.channel);
+        const int weights = tap_number(g, s.S, next) - tap_number(g, s.S, t) + (next ? 0 : s.R * s.S);
+        taps[t] = {channels + source_offset(g, strides, next) - source_offset(g, strides, t), tap_bits(g, t), weights * row,
+                   next};
     }
 }
 
-__device__ __forceinline__ unsigned inside_bits(const Axis& axis, int u, int extent) {
+// Entry t is tap t % count of channel t / count, for t below count + TERMS.
+template <class Tile>
+__device__ __forceinline__ void fill_places(const TapTables<Tile>& table, const Gather& g, const ConvShape& s,
+                                            const ImageStrides& strides) {
+    const int count = g.rows.count * g.columns.count;
+    for (int t = threadIdx.x; t < count + Tile::TERMS; t += Tile::THREADS) {
+        const int channel = t / count, tap = t % count;
+        const int offset = static_cast<int>(channel * strides.channel) + source_offset(g, strides, tap);
+        table.places()[t] = {offset, tap_bits(g, tap)};
+        table.terms()[t] = channel * s.R * s.S + tap_number(g, s.S, tap);
+    }
+}
+
+__device__ __forceinline__ unsigned outside_bits(const Axis& axis, int u, int extent) {
     unsigned bits = 0;
     for (int i = 0, position = u * axis.scale + axis.offset; i < axis.count; ++i, position += axis.delta)
-        bits |= static_cast<unsigned>(position >= 0 && position < extent) << i;
+        bits |= static_cast<unsigned>(position < 0 || position >= extent) << i;
     return bits;
 }
 
-// Copies weights [term][filter], zeros past the last filter, and source values [term][pixel], zeros outside the image.
-// Weights and the tap table are counted in 32 bits; so are the steps from channel to channel in the source.
+// How a block's threads share the copies of a step: 16 bytes of weights, and values of one pixel.
 template <class Tile>
-struct GatherLoader {
-    static constexpr int PIXEL_TERMS = Tile::THREADS / Tile::TILE_N, PIXEL_PASSES = Tile::LANES / PIXEL_TERMS;
-    TapTable table;
-    int tap, taps, tap_step, channel_step;  // of the terms; a step goes on by so many taps and channels
-    const float* weights;
-    int weight, filter_stride, weight_channel;  // of the thread's first filter in the current channel
-    int passes;                                 // how many of the thread's filters exist
-    const float* source;                        // at the pixel's first position in the current channel, even if outside
-    int source_channel;
-    unsigned mask;  // empty for pixels past the last
+struct Copies {
+    static constexpr int QUADS = Tile::TILE_M / 4, WEIGHT_STEP = Tile::THREADS / QUADS;    // terms apart
+    static constexpr int PIXEL_STEP = Tile::THREADS / Tile::TILE_N;
+    static constexpr int WEIGHTS = Tile::TERMS / WEIGHT_STEP, PIXELS = Tile::TERMS / PIXEL_STEP;  // copies of a thread
+    static_assert(WEIGHTS * WEIGHT_STEP == Tile::TERMS && PIXELS * PIXEL_STEP == Tile::TERMS, "whole copies");
+    SharedFloats left, right;
 
-    __device__ __forceinline__ void operator()(float* left, float* right, int remaining) {
-        const int first = threadIdx.x / Tile::TILE_N, pixel = threadIdx.x % Tile::TILE_N;
-        left += threadIdx.x % Tile::LANES * (Tile::TILE_M + PAD) + threadIdx.x / Tile::LANES;
-        right += first * (Tile::TILE_N + PAD) + pixel;
-#pragma unroll
-        for (int k = 0; k < Tile::TERMS; k += Tile::LANES) {
-            const int term = k + threadIdx.x % Tile::LANES;
-            int index = weight + table.weights[tap + term];
-            int2 places[PIXEL_PASSES];  // read before any copy, which reads may not overtake
-#pragma unroll
-            for (int pass = 0; pass < PIXEL_PASSES; ++pass) places[pass] = table.places[tap + first + k + pass * PIXEL_TERMS];
-
-            const int exist = term < remaining ? passes : 0;
-#pragma unroll
-            for (int pass = 0; pass < Tile::PASSES_M; ++pass, index += Tile::ROWS * filter_stride)
-                copy_async4(left + k * (Tile::TILE_M + PAD) + pass * Tile::ROWS, weights + index, pass < exist);
-#pragma unroll
-            for (int pass = 0; pass < PIXEL_PASSES; ++pass) {
-                const int row = k + pass * PIXEL_TERMS;
-                const bool inside = (mask & places[pass].y) == places[pass].y && first + row < remaining;
-                copy_async4(right + row * (Tile::TILE_N + PAD), source + places[pass].x, inside);
-            }
-        }
-        advance();
+    __device__ __forceinline__ void start(SharedFloats tiles) {
+        left = opaque(tiles + (threadIdx.x / QUADS * Tile::PITCH_M + threadIdx.x % QUADS * 4));
+        right = opaque(tiles + (Tile::RIGHT + threadIdx.x / Tile::TILE_N * Tile::PITCH_N + threadIdx.x % Tile::TILE_N));
     }
-
-    __device__ __forceinline__ void advance() {
-        int channels = channel_step;
-        tap += tap_step;
-        if (tap >= taps) {
-            tap -= taps;
-            ++channels;
-        }
-        weight += channels * weight_channel;
-        source += channels * source_channel;
+    __device__ __forceinline__ void move(int distance) {
+        left += distance;
+        right += distance;
     }
 };
 
+// Of whole 16 channels: one tap a step.
+template <class Tile>
+struct ChannelLoader : Copies<Tile> {
+    using Own = Copies<Tile>;
+    const Tap* taps;
+    const float *weights, *source;  // of the next step, for the thread; the source even if it lies outside
+    int channels;                   // floats from one copy's channel to the next
+    unsigned outside;               // all bits for pixels past the last
+    int tap;
+
+    __device__ __forceinline__ void first(SharedFloats tiles) {
+        this->start(tiles);
+        copy();
+    }
+    __device__ __forceinline__ void operator()(int distance) {
+        this->move(distance);
+        copy();
+    }
+    __device__ __forceinline__ void copy() {
+        const Tap at = taps[tap];  // read before any copy, which reads may not overtake
+        const bool inside = (outside & at.bits) == 0;
+        const float* from = source;
+#pragma unroll
+        for (int i = 0; i < Own::WEIGHTS; ++i)
+            copy_async16(this->left + i * Own::WEIGHT_STEP * Tile::PITCH_M, weights + i * Own::WEIGHT_STEP * Tile::TILE_M, 16);
+#pragma unroll
+        for (int i = 0; i < Own::PIXELS; ++i, from += channels)
+            copy_async4(this->right + i * Own::PIXEL_STEP * Tile::PITCH_N, from, inside);
+        weights += at.weights;
+        source += at.source;
+        tap = at.next;
+    }
+};
+
+// Of the channels left over, (channel, tap): a tap's place is looked up for every term.
+template <class Tile>
+struct TermLoader : Copies<Tile> {
+    using Own = Copies<Tile>;
+    TapTables<Tile> table;
+    const float *weights, *source;  // of the current channel
+    int64 weight_channel, source_channel;
+    unsigned outside;
+    int tap, taps, remaining;  // terms
+
+    // The first step of all is the one that may have fewer terms.
+    __device__ __forceinline__ void first(SharedFloats tiles) {
+        this->start(tiles);
+        const int terms = (remaining - 1) % Tile::TERMS + 1;
+        copy(terms);
+        go_on(terms);
+    }
+    __device__ __forceinline__ void operator()(int distance) {
+        this->move(distance);
+        copy(Tile::TERMS);
+        go_on(Tile::TERMS);
+    }
+    __device__ __forceinline__ void copy(int terms) {
+        const int weight = threadIdx.x / Own::QUADS, pixel = threadIdx.x / Tile::TILE_N;
+        int numbers[Own::WEIGHTS];
+        Place places[Own::PIXELS];  // read before any copy, which reads may not overtake
+#pragma unroll
+        for (int i = 0; i < Own::WEIGHTS; ++i) numbers[i] = table.terms()[tap + weight + i * Own::WEIGHT_STEP];
+#pragma unroll
+        for (int i = 0; i < Own::PIXELS; ++i) places[i] = table.places()[tap + pixel + i * Own::PIXEL_STEP];
+#pragma unroll
+        for (int i = 0; i < Own::WEIGHTS; ++i)
+            copy_async16(this->left + i * Own::WEIGHT_STEP * Tile::PITCH_M, weights + numbers[i] * Tile::TILE_M,
+                         weight + i * Own::WEIGHT_STEP < terms ? 16 : 0);
+#pragma unroll
+        for (int i = 0; i < Own::PIXELS; ++i)
+            copy_async4(this->right + i * Own::PIXEL_STEP * Tile::PITCH_N, source + places[i].source,
+                        (outside & places[i].bits) == 0 && pixel + i * Own::PIXEL_STEP < terms);
+    }
+    __device__ __forceinline__ void go_on(int terms) {
+        remaining -= terms;
+        tap += terms;
+        const int channel = tap / taps;
+        tap -= channel * taps;
+        weights += channel * weight_channel;
+        source += channel * source_channel;
+    }
+};
+
+// A block's place in the work, computed anew where it is wanted, so that it takes no registers in the main loop.
+struct BlockPlace {
+    int row, pixel, split, phase, group;
+};
+template <class Tile>
+__device__ __forceinline__ BlockPlace block_place(int filters, int splits) {
+    const int tiles_m = ceil_div(filters, Tile::TILE_M), tile = opaque(blockIdx.x), part = opaque(blockIdx.y);
+    return {tile % tiles_m * Tile::TILE_M, tile / tiles_m * Tile::TILE_N, part % splits, part / splits, opaque(blockIdx.z)};
+}
+
 template <class Tile, bool BACKWARD>
-__device__ __forceinline__ void convolve(const float* x, const float* w, const float* bias, float* y, const ConvShape& shape,
-                                         const ImageStrides& strides, const ConvProduct& product) {
-    SHARED(int2, places, [MAX_TAPS + Tile::TERMS]);
-    SHARED(int, tap_weights, [MAX_TAPS + Tile::TERMS]);
-    const int split = blockIdx.y % product.splits, phase = blockIdx.y / product.splits, group = blockIdx.z;
-    const Gather g = make_gather<BACKWARD>(shape, phase);
-    fill_table<Tile>({places, tap_weights}, g, strides, shape.S);
-    __syncthreads();
+struct Convolution {
+    const float *x, *packed, *bias;
+    float* y;
+    const ConvShape& shape;
+    const ImageStrides& strides;
+    const ConvProduct& product;
+    TapTables<Tile> table;
 
-    const int tiles_m = ceil_div(g.filters, Tile::TILE_M);
-    const int first_row = blockIdx.x % tiles_m * Tile::TILE_M, first_pixel = blockIdx.x / tiles_m * Tile::TILE_N;
-    const int taps = g.rows.count * g.columns.count, begin = split * product.split_terms;
-    const int total = g.channels * taps, terms = min(product.split_terms, total - begin);
-    const int channel = taps ? begin / taps : 0;
-    const int filter = first_row + threadIdx.x / Tile::LANES;
-    const int group_weights = group * (BACKWARD ? g.channels * g.channel_stride : g.filters * g.filter_stride);
+    // The thread's pixel in channel 0 of the block's group, and the bits of what is outside.
+    __device__ __forceinline__ const float* pixel(const Gather& g, const BlockPlace& at, unsigned& outside) const {
+        int rest, v;
+        const int number = at.pixel + threadIdx.x % Tile::TILE_N;
+        const int n = divide(number, product.by_image, rest), u = divide(rest, product.by_row, v);
+        outside = outside_bits(g.rows, u, g.height) | outside_bits(g.columns, v, g.width) << g.rows.count;
+        if (n >= shape.N) outside = ~0u;
+        return x + n * strides.image + static_cast<int64>(at.group) * g.channels * strides.channel +
+               (u * g.rows.scale + g.rows.offset) * strides.row + (v * g.columns.scale + g.columns.offset) * strides.column;
+    }
+    __device__ __forceinline__ const float* weights(const Gather& g, const BlockPlace& at) const {
+        const int64 tile = at.group * ceil_div(g.filters, Tile::TILE_M) + at.row / Tile::TILE_M;
+        return packed + tile * g.channels * shape.R * shape.S * Tile::TILE_M + threadIdx.x % Copies<Tile>::QUADS * 4;
+    }
 
-    const int pixel = first_pixel + threadIdx.x % Tile::TILE_N;
-    int rest, v;
-    const int n = divide(pixel, product.by_image, rest), u = divide(rest, product.by_row, v);
-    const unsigned mask = inside_bits(g.rows, u, g.height) | inside_bits(g.columns, v, g.width) << g.rows.count;
-    const int64 at = n * strides.image + static_cast<int64>(group * g.channels + channel) * strides.channel +
-                     (u * g.rows.scale + g.rows.offset) * strides.row + (v * g.columns.scale + g.columns.offset) * strides.column;
-    GatherLoader<Tile> load{{places, tap_weights},
-                            begin - channel * taps, taps, taps ? Tile::TERMS % taps : 0, taps ? Tile::TERMS / taps : 0,
-                            w, group_weights + channel * g.channel_stride + filter * g.filter_stride, g.filter_stride,
-                            g.channel_stride, ceil_div(g.filters - filter, Tile::ROWS),
-                            x + at, static_cast<int>(strides.channel), n < shape.N ? mask : 0};
+    __device__ __forceinline__ void add_channels(int step, int steps, SharedFloats tiles, Sums<Tile>& sums) const {
+        const BlockPlace at = place();
+        const Gather g = make_gather<BACKWARD>(shape, at.phase);
+        const int count = g.rows.count * g.columns.count, chunk = step / count, tap = step % count;
+        ChannelLoader<Tile> load;
+        const float* from = pixel(g, at, load.outside);
+        load.taps = table.taps();
+        load.tap = tap;
+        load.channels = static_cast<int>(Copies<Tile>::PIXEL_STEP * strides.channel);
+        load.source = from + (chunk * Tile::TERMS + static_cast<int>(threadIdx.x / Tile::TILE_N)) * strides.channel +
+                      source_offset(g, strides, tap);
+        const int64 term = (static_cast<int64>(chunk) * shape.R * shape.S + tap_number(g, shape.S, tap)) * Tile::TERMS;
+        load.weights = weights(g, at) + (term + threadIdx.x / Copies<Tile>::QUADS) * Tile::TILE_M;
+        multiply_steps<Tile>(load, steps, tiles, sums);
+    }
 
-    sum_products<Tile>(load, terms, [&](Sums<Tile>& sums, bool add, bool last) {
-        // Computed anew for each chunk, so that nothing of it takes registers in the main loop.
-        const int tile = opaque(blockIdx.x), part = opaque(blockIdx.y), group = opaque(blockIdx.z);
-        const Gather g = make_gather<BACKWARD>(shape, part / product.splits);
-        const int tiles_m = ceil_div(g.filters, Tile::TILE_M);
-        const int row = tile % tiles_m * Tile::TILE_M, column = tile / tiles_m * Tile::TILE_N;
+    __device__ __forceinline__ void add_terms(int step, int steps, SharedFloats tiles, Sums<Tile>& sums) const {
+        const BlockPlace at = place();
+        const Gather g = make_gather<BACKWARD>(shape, at.phase);
+        const int whole = g.channels - g.channels % Tile::TERMS, taps = g.rows.count * g.columns.count;
+        __syncthreads();  // the table and the stages may be in use
+        fill_places(table, g, shape, strides);
+        __syncthreads();
+        const int total = (g.channels - whole) * taps;
+        const int begin = step ? step * Tile::TERMS - (-total & (Tile::TERMS - 1)) : 0, channel = begin / taps;
+        TermLoader<Tile> load;
+        load.table = table;
+        load.source = pixel(g, at, load.outside) + (whole + channel) * strides.channel;
+        load.weight_channel = static_cast<int64>(shape.R) * shape.S * Tile::TILE_M;
+        load.weights = weights(g, at) + (whole + channel) * load.weight_channel;
+        load.source_channel = strides.channel;
+        load.tap = begin - channel * taps;
+        load.taps = taps;
+        load.remaining = total - begin;
+        multiply_steps<Tile>(load, steps, tiles, sums);
+    }
+
+    __device__ __forceinline__ BlockPlace place() const {
+        return block_place<Tile>((BACKWARD ? shape.C : shape.K) / shape.groups, product.splits);
+    }
+
+    __device__ __forceinline__ void store(Sums<Tile>& sums, bool add, bool last) const {
+        const BlockPlace at = place();
+        const Gather g = make_gather<BACKWARD>(shape, at.phase);
         const int64 plane = static_cast<int64>(g.out_height) * g.out_width;
-        float* target = y + part % product.splits * product.split_stride + group * g.filters * plane;
+        const int group = at.group;
+        float* target = y + at.split * product.split_stride + group * g.filters * plane;
         const bool vectors = product.by_image[0] % 4 == 0 && g.step_h * g.step_w == 1 && is_aligned16(target);
-        const int m = row + thread_row<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>();
 #pragma unroll
         for (int block = 0; block < Tile::GROUPS_N; ++block) {
-            const int out = column + thread_column<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>() + block * GROUP_COLUMNS;
+            const int out = at.pixel + thread_column<Tile>() + block * GROUP_COLUMNS;
             int64 places_out[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -185,8 +320,41 @@ __device__ __forceinline__ void convolve(const float* x, const float* w, const f
                 const bool exists = image < shape.N && h < g.out_height && q < g.out_width;
                 places_out[j] = exists ? image * plane * g.filters * shape.groups + h * g.out_width + q : -1;
             }
-            store_columns<Tile>(sums, block, target, places_out, vectors, plane, m, g.filters,
+            store_columns<Tile>(sums, block, target, places_out, vectors, plane, at.row + thread_row<Tile>(), g.filters,
                                 last && bias ? bias + group * g.filters : nullptr, add, last && product.relu);
         }
-    });
-}
+    }
+
+    // Steps of the block: begin … end, of which those below `whole` have 16 channels of one tap.
+    struct Steps {
+        int begin, whole, end;
+    };
+    __device__ __forceinline__ Steps steps() const {
+        const BlockPlace at = place();
+        const Gather g = make_gather<BACKWARD>(shape, at.phase);
+        const int taps = g.rows.count * g.columns.count, whole = g.channels / Tile::TERMS * taps;
+        const int begin = at.split * (product.split_terms / Tile::TERMS);
+        const int all = whole + ceil_div(g.channels % Tile::TERMS * taps, Tile::TERMS);
+        return {begin, whole, min(all, begin + product.split_terms / Tile::TERMS)};
+    }
+
+    __device__ __forceinline__ void run(SharedFloats tiles) const {
+        fill_taps<Tile>(table.taps(), make_gather<BACKWARD>(shape, place().phase), shape, strides);
+        __syncthreads();
+        for (int done = steps().begin;;) {
+            Sums<Tile> sums = {};
+            Steps s = steps();
+            int until = min(min(done + Tile::CHUNK_STEPS, s.end), s.whole);
+            if (done < until) add_channels(done, until - done, tiles, sums);
+            s = steps();
+            const int first = max(done, s.whole);
+            until = min(done + Tile::CHUNK_STEPS, s.end);
+            if (first < until) add_terms(first - s.whole, until - first, tiles, sums);
+            s = steps();
+            const bool last = done + Tile::CHUNK_STEPS >= s.end;
+            store(sums, done > s.begin, last);
+            if (last) break;
+            done += Tile::CHUNK_STEPS;
+        }
+    }
+};

@@ -1,67 +1,22 @@
-// The matrix product inside the implicit-GEMM convolutions: sums[row][column] = Σ_term left[term][row] · right[term][column],
-// where loaders write the tiles of both operands to shared memory, two stages deep, and one barrier parts the steps.
+// What the implicit-GEMM convolutions share beside their tiles: how a launch divides its work, and how sums are stored.
 //
-// Accuracy: a chain of CHUNK products is summed in registers and then added to the output, so the error of a sum of 1e5
-// terms stays below 2e-6 of its norm. Where few tiles leave multiprocessors idle the terms are split: each split writes to
-// its own plane of a workspace, and gemm_add_splits adds the planes in their order. No bit depends on timing.
+// Where few tiles leave multiprocessors idle the terms are split: each split writes to its own plane of a workspace, and
+// the planes are added in their order. No bit depends on timing.
 #pragma once
 #include "conv2d.cuh"
 #include "tile.cuh"
-
-constexpr int CHUNK = 1024;  // terms summed in one go
-
-// Tiles of TILE_M × TILE_N, TERMS at a step, by threads of 4·GROUPS_M × 4·GROUPS_N sums.
-template <int M, int N, int K, int ROW_GROUPS, int COLUMN_GROUPS>
-struct Tiling {
-    static constexpr int TILE_M = M, TILE_N = N, TERMS = K, GROUPS_M = ROW_GROUPS, GROUPS_N = COLUMN_GROUPS;
-    static constexpr int THREADS = M * N / (16 * GROUPS_M * GROUPS_N);
-    static constexpr int LANES = 8, ROWS = THREADS / LANES;  // loaders along the terms: 8 lanes read neighbouring terms
-    static constexpr int PASSES_M = M / ROWS, PASSES_N = N / ROWS;
-    static_assert(K % LANES == 0 && M % ROWS == 0 && N % ROWS == 0, "whole passes");
-    static_assert(CHUNK % (2 * K) == 0, "a chunk ends in the second stage, so the next may begin in the first");
-};
 
 // How a launch divides its work; forward and backward_input count output pixels (of one phase), backward_weight pixels.
 struct ConvProduct {
     int64 split_stride;                  // floats from one split's plane to the next
     int splits, split_terms, relu;
     unsigned by_image[3], by_row[3];     // divisors: pixels of an image, pixels of a row
-    int step[3];                         // images, rows and columns that 8 pixels go on by, for backward_weight
+    int step[3];                         // images, rows and columns that 16 pixels go on by, for backward_weight
 };
 
-// A thread's sums of products.
-template <class Tile>
-using Sums = float[4 * Tile::GROUPS_M][4 * Tile::GROUPS_N];
-
-// load(left_tile, right_tile, remaining) copies the next step, of which `remaining` terms exist; store(sums, add, last) takes
-// each chunk.
-template <class Tile, class Load, class Store>
-__device__ __forceinline__ void sum_products(Load& load, int terms, const Store& store) {
-    constexpr int TERMS = Tile::TERMS;
-    SHARED(float, left_tiles, [2][TERMS * (Tile::TILE_M + PAD)]);
-    SHARED(float, right_tiles, [2][TERMS * (Tile::TILE_N + PAD)]);
-    const int row = thread_row<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>();
-    const int column = thread_column<Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>();
-    for (int done = 0; done == 0 || done < terms; done += CHUNK) {
-        Sums<Tile> sums = {};
-        const int chunk = min(CHUNK, terms - done);
-        if (chunk > 0) {
-            load(left_tiles[0], right_tiles[0], chunk);
-            copy_async_commit();
-        }
-        for (int k = 0, stage = 0; k < chunk; k += TERMS, stage ^= 1) {
-            copy_async_wait<0>();
-            __syncthreads();  // this stage has arrived, and the other is no longer read
-            if (k + TERMS < chunk) {
-                load(left_tiles[stage ^ 1], right_tiles[stage ^ 1], chunk - k - TERMS);
-                copy_async_commit();
-            }
-            multiply_tiles<TERMS, Tile::TILE_M, Tile::TILE_N, Tile::GROUPS_M, Tile::GROUPS_N>(
-                left_tiles[stage] + row, right_tiles[stage] + column, sums);
-        }
-        store(sums, done > 0, done + CHUNK >= terms);
-    }
-}
+// Shared memory of both stages: within the 48 KB of every kernel, or given by the launch.
+#define STATIC_STAGES(Tile, name) SHARED(float, name, [2 * Tile::STAGE])
+#define DYNAMIC_STAGES(Tile, name) DYNAMIC_SHARED(float, name)
 
 __device__ __forceinline__ float finish(float value, bool relu) { return relu && value < 0.0f ? 0.0f : value; }
 

@@ -4,6 +4,7 @@
 // The stream is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011): word i is
 // word i % 4 of the block whose counter is offset + i / 4 (64 bits, which may wrap around) under the key seed. The CPU draws
 // the same words, so a mask depends on (seed, offset, i) alone and is not stored. A thread draws a block for four elements.
+// Where `stream` is not null it has another seed, and a number to add to offset: a recorded launch goes on in the stream.
 #include "common.cuh"
 
 constexpr int ROUNDS = 10;
@@ -23,7 +24,12 @@ __device__ __forceinline__ uint4 philox(uint64_t counter, uint64_t seed) {
     return words;
 }
 
-KERNEL(256, 8) dropout(const float* x, float* y, int64 count, uint64_t seed, uint64_t offset, unsigned threshold, float scale) {
+KERNEL(256, 8) dropout(const float* x, float* y, int64 count, uint64_t seed, uint64_t offset, const uint64_t* stream,
+                       unsigned threshold, float scale) {
+    if (stream) {
+        seed = stream[0];
+        offset += stream[1];
+    }
     const bool aligned = is_aligned16(x) && is_aligned16(y);
     for (int64 block = global_thread(); 4 * block < count; block += global_threads()) {
         const uint4 words = philox(offset + static_cast<uint64_t>(block), seed);

@@ -33,13 +33,14 @@ __device__ __forceinline__ void forward(const float* x, const int64* labels, flo
 
 template <int GROUP>
 __device__ __forceinline__ void backward(const float* log_probabilities, const int64* labels, const float* gy,
-                                         int64 gy_stride, float* gx, int64 rows, int classes, float smoothing) {
+                                         int64 gy_stride, float* gx, int64 rows, int classes, float smoothing,
+                                         float divisor) {
     const int64 row = group_row<GROUP>();
     if (row >= rows) return;
     log_probabilities += row * classes;
     gx += row * classes;
     const int64 label = labels[row];
-    const float scale = is_class(label, classes) ? gy[row * gy_stride] : NAN;
+    const float scale = is_class(label, classes) ? gy[row * gy_stride] / divisor : NAN;
     for (int i = group_thread<GROUP>(); i < classes; i += GROUP) {
         const float target = smoothing / classes + (i == label ? 1.0f - smoothing : 0.0f);
         gx[i] = (expf(log_probabilities[i]) - target) * scale;
@@ -54,8 +55,8 @@ __device__ __forceinline__ void backward(const float* log_probabilities, const i
     } \
     KERNEL(256, 4) cross_entropy_backward_##GROUP(const float* log_probabilities, const int64* labels, \
                                                   const float* gy, int64 gy_stride, float* gx, int64 rows, \
-                                                  int classes, float smoothing) { \
-        backward<GROUP>(log_probabilities, labels, gy, gy_stride, gx, rows, classes, smoothing); \
+                                                  int classes, float smoothing, float divisor) { \
+        backward<GROUP>(log_probabilities, labels, gy, gy_stride, gx, rows, classes, smoothing, divisor); \
     }
 
 CROSS_ENTROPY(32)

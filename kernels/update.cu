@@ -10,27 +10,35 @@
 //             p −= lr · d, or lr · b with b = momentum b + d
 //   adagrad   s += g'²;  p −= rate g' / (√s + eps)
 //   adadelta  v = rho v + (1 − rho) g'²;  d = √(u + eps) / √(v + eps) · g';  u = rho u + (1 − rho) d²;  p −= lr · d
+//
+// g is first g + l1_decay sign(p). A step's numbers, flags among them (1 or 0), are floats: where `now` is not null they
+// are read there, so that a recorded launch gets those of a later step.
 #include "common.cuh"
 
 struct SgdStep {
-    float lr, momentum, gradient_share, weight_decay;
-    int nesterov, first;
+    float lr, momentum, gradient_share, weight_decay, l1_decay, nesterov, first;
 };
 struct AdamStep {
-    float step_size, mean_share, beta2, square_share, root_correction, eps, weight_decay, shrink;
+    float step_size, mean_share, beta2, square_share, root_correction, eps, weight_decay, l1_decay, shrink;
 };
 struct RmspropStep {
-    float lr, alpha, share, eps, momentum, weight_decay;
+    float lr, alpha, share, eps, momentum, weight_decay, l1_decay;
 };
 struct AdagradStep {
-    float rate, eps, weight_decay;
+    float rate, eps, weight_decay, l1_decay;
 };
 struct AdadeltaStep {
-    float lr, rho, share, eps, weight_decay;
+    float lr, rho, share, eps, weight_decay, l1_decay;
 };
 
 template <class Step>
+__device__ __forceinline__ Step current(const Step& given, const float* now) {
+    return now ? *reinterpret_cast<const Step*>(now) : given;
+}
+
+template <class Step>
 __device__ __forceinline__ float decayed(const Step& step, float p, float g) {
+    if (step.l1_decay != 0.0f) g += step.l1_decay * (p > 0.0f ? 1.0f : p < 0.0f ? -1.0f : p);  // 0 or NaN stays
     return multiply_add(step.weight_decay, p, g);
 }
 
@@ -50,8 +58,8 @@ struct SgdMomentum {
     static constexpr int STATES = 1;
     static __device__ __forceinline__ void apply(const SgdStep& step, float& p, float g, float* velocity) {
         g = decayed(step, p, g);
-        velocity[0] = step.first ? g : run_mean(velocity[0], g, step.momentum, step.gradient_share);
-        p -= step.lr * (step.nesterov ? multiply_add(step.momentum, velocity[0], g) : velocity[0]);
+        velocity[0] = step.first != 0.0f ? g : run_mean(velocity[0], g, step.momentum, step.gradient_share);
+        p -= step.lr * (step.nesterov != 0.0f ? multiply_add(step.momentum, velocity[0], g) : velocity[0]);
     }
 };
 
@@ -159,56 +167,58 @@ __device__ __forceinline__ void update(const Arrays& arrays, int64 count, const 
     for (int64 i = 4 * quads + global_thread(); i < count; i += global_threads()) update_one<Rule>(arrays, i, step);
 }
 
-KERNEL(256, 4) sgd_update(Pointers p, const Pointers g, const Sizes sizes, const SgdStep step) {
+KERNEL(256, 4) sgd_update(Pointers p, const Pointers g, const Sizes sizes, const SgdStep step, const float* now) {
     const int i = blockIdx.y;
-    update<Sgd>({p.data[i], g.data[i], {}}, sizes.count[i], step);
+    update<Sgd>({p.data[i], g.data[i], {}}, sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) sgd_momentum_update(Pointers p, const Pointers g, Pointers velocity, const Sizes sizes,
-                                   const SgdStep step) {
+                                   const SgdStep step, const float* now) {
     const int i = blockIdx.y;
-    update<SgdMomentum>({p.data[i], g.data[i], {velocity.data[i]}}, sizes.count[i], step);
+    update<SgdMomentum>({p.data[i], g.data[i], {velocity.data[i]}}, sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) adam_update(Pointers p, const Pointers g, Pointers first_moment, Pointers second_moment,
-                           const Sizes sizes, const AdamStep step) {
+                           const Sizes sizes, const AdamStep step, const float* now) {
     const int i = blockIdx.y;
-    update<Adam>({p.data[i], g.data[i], {first_moment.data[i], second_moment.data[i]}}, sizes.count[i], step);
+    update<Adam>({p.data[i], g.data[i], {first_moment.data[i], second_moment.data[i]}}, sizes.count[i],
+                 current(step, now));
 }
 
 KERNEL(256, 4) rmsprop_update(Pointers p, const Pointers g, Pointers square_average, const Sizes sizes,
-                              const RmspropStep step) {
+                              const RmspropStep step, const float* now) {
     const int i = blockIdx.y;
-    update<Rmsprop<false, false>>({p.data[i], g.data[i], {square_average.data[i]}}, sizes.count[i], step);
+    update<Rmsprop<false, false>>({p.data[i], g.data[i], {square_average.data[i]}}, sizes.count[i], current(step, now));
 }
 
 // `other` is the mean (centered) or what momentum keeps.
 #define RMSPROP_TWO(NAME, CENTERED) \
     KERNEL(256, 4) rmsprop_##NAME##_update(Pointers p, const Pointers g, Pointers square_average, Pointers other, \
-                                           const Sizes sizes, const RmspropStep step) { \
+                                           const Sizes sizes, const RmspropStep step, const float* now) { \
         const int i = blockIdx.y; \
         update<Rmsprop<CENTERED, !CENTERED>>({p.data[i], g.data[i], {square_average.data[i], other.data[i]}}, \
-                                             sizes.count[i], step); \
+                                             sizes.count[i], current(step, now)); \
     }
 RMSPROP_TWO(mean, true)
 RMSPROP_TWO(momentum_buffer, false)
 
 KERNEL(256, 4) rmsprop_mean_momentum_buffer_update(Pointers p, const Pointers g, Pointers square_average, Pointers mean,
                                                    Pointers momentum_buffer, const Sizes sizes,
-                                                   const RmspropStep step) {
+                                                   const RmspropStep step, const float* now) {
     const int i = blockIdx.y;
     update<Rmsprop<true, true>>({p.data[i], g.data[i], {square_average.data[i], mean.data[i], momentum_buffer.data[i]}},
-                                sizes.count[i], step);
+                                sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) adagrad_update(Pointers p, const Pointers g, Pointers square_sum, const Sizes sizes,
-                              const AdagradStep step) {
+                              const AdagradStep step, const float* now) {
     const int i = blockIdx.y;
-    update<Adagrad>({p.data[i], g.data[i], {square_sum.data[i]}}, sizes.count[i], step);
+    update<Adagrad>({p.data[i], g.data[i], {square_sum.data[i]}}, sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) adadelta_update(Pointers p, const Pointers g, Pointers square_average, Pointers step_average,
-                               const Sizes sizes, const AdadeltaStep step) {
+                               const Sizes sizes, const AdadeltaStep step, const float* now) {
     const int i = blockIdx.y;
-    update<Adadelta>({p.data[i], g.data[i], {square_average.data[i], step_average.data[i]}}, sizes.count[i], step);
+    update<Adadelta>({p.data[i], g.data[i], {square_average.data[i], step_average.data[i]}}, sizes.count[i],
+                     current(step, now));
 }

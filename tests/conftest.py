@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["GPUCNN_TUNING"] = "0"  # of processes that tests start; what somebody has tuned must not change tests
+    gpucnn.tuning(False)
     if config.getoption("--kernels"):
         sources.use_folder(config.getoption("--kernels"))
 

@@ -148,10 +148,13 @@ def test_choice_of_algorithm():
 
     assert choice((8, 64, 58, 58), (64, 64, 3, 3)) == "winograd4"
     assert choice((4, 512, 16, 16), (512, 512, 3, 3)) == "winograd"  # 64 tiles of 4×4 outputs, 196 of 2×2
-    assert choice((1, 512, 16, 16), (512, 512, 3, 3)) == "im2col"
+    assert choice((1, 512, 16, 16), (512, 512, 3, 3)) == "winograd"  # 49 tiles
+    assert choice((1, 512, 14, 14), (512, 512, 3, 3)) == "im2col"
     assert choice((8, 32, 58, 58), (32, 32, 3, 3)) == "im2col"
     assert choice((8, 3, 226, 226), (64, 3, 3, 3)) == "im2col"
     assert choice((8, 64, 31, 31), (128, 64, 5, 5)) == "fft"
+    assert choice((4, 32, 28, 28), (64, 32, 5, 5)) == "fft"
+    assert choice((4, 24, 28, 28), (64, 24, 5, 5)) == "im2col"
     assert choice((1, 64, 31, 31), (128, 64, 5, 5)) == "im2col"
     assert choice((8, 512, 31, 31), (512, 512, 5, 5)) == "im2col"  # spectra of the filters would fill a gigabyte
     assert choice((64, 64, 56, 56), (64, 64, 1, 1)) == "im2col"

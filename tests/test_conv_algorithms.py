@@ -274,7 +274,7 @@ def test_auto_takes_less_workspace_where_memory_is_short(monkeypatch):
     shape = ops.conv_shape((1, 3, 5, 5), (4, 3, 3, 3))
     x, w, b = np.ones(shape.x, np.float32), np.ones(shape.weight, np.float32), np.ones(4, np.float32)
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise MemoryError("8 GiB do not fit")
 
     table = dict(ops.ALGORITHMS["conv2d_forward"])

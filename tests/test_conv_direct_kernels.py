@@ -274,7 +274,11 @@ def test_workspace():
     assert conv_direct.backward_weight_split(first).ranges == 1004
     assert conv_direct.backward_weight_workspace(first, float32) == 1004 * 1728 * 4
     assert conv_direct.backward_weight_workspace(shape_of(CONV_CASES["pointwise"]), float32) == 0
-    assert conv_direct.no_workspace(small, float32) == 0
+    assert conv_direct.forward_workspace(small, float32) == conv_direct.backward_input_workspace(small, float32) == 0
+    for limit in (100 * 1728 * 4, 2 * 1728 * 4, 1728 * 4, 0):
+        ranges = conv_direct.backward_weight_split(first, limit).ranges
+        assert conv_direct.backward_weight_workspace(first, float32, limit) <= limit
+        assert ranges > limit // (1728 * 4) // 2
 
 
 def test_what_is_not_supported():

@@ -25,6 +25,8 @@ TILED = {
     "two_tiles_of_columns": ConvCase((3, 15, 8, 8), (3, 15, 3, 3), padding=1),
     "chunks_of_terms": ConvCase((1, 130, 6, 6), (5, 130, 3, 3), padding=1),
     "chunks_of_pixels": ConvCase((3, 3, 23, 21), (4, 3, 3, 3), stride=2, padding=2, dilation=2),
+    "two_taps_a_tile": ConvCase((2, 64, 6, 7), (5, 64, 3, 2), padding=1),
+    "left_over_channels": ConvCase((2, 40, 7, 6), (38, 20, 3, 3), stride=2, padding=1, groups=2),
     "one_group_a_tile": ConvCase((2, 12, 9, 7), (6, 4, 3, 2), stride=(2, 3), padding=1, groups=3),
 }
 

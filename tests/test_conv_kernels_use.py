@@ -136,7 +136,7 @@ def test_the_choice_and_refusals(device):
     x, weight = on(device, np.zeros(wide.x, np.float32), np.zeros(wide.weight, np.float32))
     for algorithm, text in {
         "implicit_gemm": "32 in all, but the kernel is 3x30; these would work: ",
-        "winograd": "'winograd' does not run on the device",
+        "toeplitz": "'toeplitz' does not run on the device",
         "none": "'none' is unknown; use 'auto' or one of",
     }.items():
         with pytest.raises(gpucnn.UnsupportedAlgorithm, match=text):

@@ -42,7 +42,7 @@ def test_thresholds_of_the_known_answer(device, word, more):
     """A word equal to the threshold is kept, one below it is not."""
     x = on(device, np.ones(4, np.float32))[0]
     y = devices.empty_like(x)
-    launch("dropout", 1, x, y, 4, 0, 0, word + more, 1.0)
+    launch("dropout", 1, x, y, 4, 0, 0, None, word + more, 1.0)
     assert_equal(devices.to_numpy(y), [each >= word + more for each in WORDS])
 
 
@@ -79,7 +79,7 @@ def test_more_elements_than_threads(device):
     x = numbers(5 * 1024 + 3)
     moved = on(device, x)[0]
     y = devices.empty_like(moved)
-    launch("dropout", 1, moved, y, x.size, 9, 2**32 - 100, 2**31, 2.0)
+    launch("dropout", 1, moved, y, x.size, 9, 2**32 - 100, None, 2**31, 2.0)
     assert_same_bits(devices.to_numpy(y), ops.dropout(x, 0.5, 9, 2**32 - 100))
 
 

@@ -40,6 +40,8 @@ def test_kernels_pass(tmp_path: Path, capsys):
     assert {record["arch"] for record in records} == set(compilers.ARCHITECTURES)
     for record in records:
         assert record["registers"] > 0 and record["spill_bytes"] == record["local_bytes"] == 0
+        if record["kernel"].startswith(tuple(gate.BUDGETS)):
+            assert record["main_loop"]["FFMA"] > 100
 
 
 def test_local_memory_is_a_fault(tmp_path: Path):
@@ -57,6 +59,43 @@ def test_missing_instruction_is_a_fault(monkeypatch):
     assert gate.record_faults(record) == ["gate_x, sm_80: no LDG.E.128, which the kernel is built around"]
     record["instructions"] = {"LDG.E.128": 1}
     assert gate.record_faults(record) == []
+
+
+LOOPS = [  # two loops in one, of which the second has fewer other instructions
+    "MOV R1, c[0x0][0x28]",
+    "LDS.128 R4, [R0]",
+    "FFMA.FTZ R8, R4, R5, R8",
+    "IADD3 R0, R0, 0x10, RZ",
+    "@P0 BRA 0x10",
+    "FFMA R8, R4, R5, R8",
+    "@!P1 BRA 0x80",
+    "@P0 BRA 0x50",
+    "@P2 BRA 0x0",
+    "EXIT",
+]
+
+
+def test_main_loop_is_the_innermost_with_most_multiply_adds():
+    assert gate.loops(LOOPS) == [(1, 4), (5, 7), (0, 8)]
+    assert gate.main_loop(LOOPS) == {"instructions": 3, "FFMA": 1, "BRA": 2}
+    more = [*LOOPS[:3], *LOOPS[2:3], *LOOPS[4:]]
+    assert gate.main_loop(more) == {"instructions": 4, "FFMA": 2, "LDS": 1, "BRA": 1}
+    assert gate.main_loop(["MOV R1, R2", "EXIT"]) == gate.main_loop(["IADD3 R1, R1, R1, RZ", "@P0 BRA 0x0"]) == {}
+
+
+def test_small_share_of_multiply_adds_is_a_fault():
+    record = {"kernel": "conv2d_forward_128x256", "arch": "sm_90a", "main_loop": {"instructions": 100, "FFMA": 91}}
+    assert gate.over_budget(record) == []
+    record["main_loop"]["FFMA"] = 90
+    (fault,) = gate.over_budget(record)
+    assert fault == "90 of 100 instructions of the main loop multiply and add, 90.0%; at least 91%"
+    for loop in ({}, {"instructions": 5}):
+        assert gate.over_budget(record | {"main_loop": loop})
+
+
+def test_budgets_are_of_kernels_that_exist():
+    for start in gate.BUDGETS:
+        assert any(name.startswith(start) for name in sources.entries()), start
 
 
 def test_differences_are_told():

@@ -169,7 +169,7 @@ def test_errors_of_use(device):
     with pytest.raises(ValueError, match="precision: 'float64' is unknown; use one of float32, float32_tensor, tf32"):
         product(device, a, b, "float64")
     with pytest.raises(ValueError, match="unknown"):
-        gpucnn.set_precision("tf33")
+        gpucnn.precision("tf33")
     assert gpucnn.get_precision() == "float32"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpucnn import device as devices
-from gpucnn.bench import adopt, conv, device_tests, gemm, gpu_suite, layers, net, peer, pool, report, timing
+from gpucnn.bench import adopt, conv, device_tests, gemm, gpu_suite, layers, net, peer, pool, report, results, timing
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +58,7 @@ def test_repeats_are_bounded(seconds, repeats):
 def test_median_and_percentiles():
     found = timing.summarize([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
     assert (found.median, found.p20, found.p80) == (6, 3, 9)
-    assert found.milliseconds() == {"ms": 6000, "ms_p20": 3000, "ms_p80": 9000, "repeats": 11}
+    assert found.milliseconds() == {"milliseconds": 6000, "p20": 3000, "p80": 9000, "calls": 11}
 
 
 def a_report(path: Path, seconds: float = 60) -> report.Report:
@@ -101,43 +101,25 @@ def test_a_lost_device_ends_the_process_after_its_row(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("part, name", [(conv, "conv"), (gemm, "gemm"), (pool, "pool"), (net, "net")])
-def test_parts_beside_torch(part, name, torch, tmp_path: Path):
+def test_parts_write_results(part, name, tmp_path: Path):
     path = tmp_path / "part.json"
     assert report.main(name, part.cases, ["--device", "sim", "--quick", "--out", str(path)]) == report.FINISHED
-    rows = json.loads(path.read_text())["rows"]
-    assert {row["library"] for row in rows if "library" in row} >= {"torch", "gpucnn"}
-    assert all(row["ok"] for row in rows if row.get("library") == "torch")
-    check_rows(name, rows)
+    rows = results.load(path)["rows"]
+    assert all(row.get("counters") or row.get("reason") or row["suite"] == "launches" for row in rows)
+    check_rows(rows)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_networks_start_from_the_same_weights_in_both_libraries(training, torch):
     (step,) = layers.steps(True)
-    found = net.check(net.ours(step, "cpu", training)(), net.theirs(step, "cpu", training, True)().numpy())
-    assert found.keys() == {"error"}, found
+    ours, theirs = net.ours(step, "cpu", training)(), net.theirs(step, "cpu", training, True)().numpy()
+    assert abs(ours - theirs).max() <= net.LIMIT * abs(theirs).max()
 
 
-def check_rows(part: str, rows: list[dict]) -> None:
-    """All are right; networks only once convolution has kernels."""
-    failed = [row for row in rows if not row["ok"]]
-    if part == "net" and not conv.algorithms("conv2d_forward", layers.QUICK_CONVOLUTIONS[0].shape, "sim"):
-        failed = [row for row in failed if "network" not in row]
+def check_rows(rows: list[dict]) -> None:
+    """All are right."""
+    failed = [row for row in rows if not row.get("ok", True)]
     assert rows and not failed, failed
-
-
-def test_a_wrong_result_is_found():
-    got, want = np.ones(4, np.float32), np.array([1, 1, 1.01, 1])
-    assert peer.check(got, want, 1.0)["reason"] == "error 0.01 of the sum of magnitudes, limit 4e-06"
-    assert not peer.check(np.full(4, np.nan), want, 1.0)["ok"]
-    assert peer.check(got, got, 1.0) == {"error": 0.0}
-
-
-def test_layers():
-    names = [layer.name for layer in layers.convolutions(False)]
-    assert len(set(names)) == len(names) == 19
-    first, fourth = layers.CONVNET_BENCHMARKS[0].shape, layers.ALEXNET[0].shape
-    assert (first.P, first.Q) == (118, 118) and fourth.P == 55
-    assert round(2e-9 * first.multiply_adds) == 124
 
 
 def test_random_arrays_fill_every_place():
@@ -182,7 +164,7 @@ def test_the_whole_suite_on_the_simulator(tmp_path: Path):
     for part in gpu_suite.MODULES:
         content = json.loads(files[f"{part}.json"].read_text())
         assert content["ended"] == "finished"
-        check_rows(part, content["rows"])
+        check_rows(content["rows"])
     summary = files["summary.txt"].read_text()
     assert [line.partition(":")[0] for line in summary.splitlines()] == list(gpu_suite.MODULES)
     assert summary in done.stdout or all(line in done.stdout for line in summary.splitlines())
@@ -226,7 +208,7 @@ def test_wrong_options(option, tmp_path: Path, capsys):
     assert option[0] in capsys.readouterr().err
 
 
-def results(folder: Path, device: str = "cuda", ended: str = "finished") -> None:
+def write_results(folder: Path, device: str = "cuda", ended: str = "finished") -> None:
     folder.mkdir(exist_ok=True)
     content = {"device": "NVIDIA H100 80GB HBM3", "driver": "1", "settings": {"device": device, "quick": False}}
     for part in ("golden", "conv"):
@@ -235,7 +217,7 @@ def results(folder: Path, device: str = "cuda", ended: str = "finished") -> None
 
 
 def test_adopting_results(tmp_path: Path, capsys):
-    results(tmp_path / "out")
+    write_results(tmp_path / "out")
     assert adopt.main([str(tmp_path / "out")], tmp_path) == 0
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("nvidia*/*.json")}
     assert found == {f"bench/results/nvidia-h100-80gb-hbm3/{part}.json" for part in ("golden", "conv")}
@@ -246,9 +228,9 @@ def test_adopting_results(tmp_path: Path, capsys):
 
 
 def test_only_whole_results_of_a_gpu_are_adopted(tmp_path: Path, capsys):
-    results(tmp_path / "sim", device="sim")
+    write_results(tmp_path / "sim", device="sim")
     assert adopt.main([str(tmp_path / "sim")], tmp_path) == 1
-    results(tmp_path / "cut", ended="out of time")
+    write_results(tmp_path / "cut", ended="out of time")
     assert adopt.main([str(tmp_path / "cut")], tmp_path) == 0
     assert not (tmp_path / "tests").exists()
     (tmp_path / "empty").mkdir()

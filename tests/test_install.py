@@ -72,7 +72,7 @@ def test_sdist_holds_what_a_build_needs(sdist: Path) -> None:
     patterns = "csrc/*.[ch]pp", "bench/*.py", "examples/*.py"
     sources = {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
     assert sources | {"LICENSE", "NOTICE", "README.md", "gpucnn/data/digits5k.npz", "gpucnn/py.typed"} <= names
-    assert not [name for name in names if name.endswith(".so") or name.startswith("bench/results")]
+    assert not [name for name in names if name.endswith(".so") or name.startswith("bench/results/")]
 
 
 def test_wheel_built_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
@@ -82,6 +82,7 @@ def test_wheel_built_from_the_sdist(sdist: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {"gpucnn/py.typed", "gpucnn/_C.pyi", "gpucnn/data/digits5k.npz", "gpucnn/bench/cpu.py"} <= set(names)
+    assert {f"gpucnn/bench/{name}" for name in ("page.css", "page.js", "ceiling.cu")} <= set(names)
     assert [name for name in names if name.startswith("gpucnn/_C.") and name.endswith(".so")]
     assert [name for name in names if name.endswith("licenses/NOTICE")]
     assert not [name for name in names if name.endswith(".cubin")]

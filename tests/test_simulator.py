@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpucnn import device as devices
+from gpucnn.files import cache_folder
 from gpucnn.launch import SimulatorError, launch, simulator, sources
 from tests.check import assert_equal
 from tests.kernel_check import SCHEDULES, on
@@ -55,6 +59,16 @@ def test_warp_operations(mode):
     assert_equal(y, [total + 11, *[total] * 95])
 
 
+@modes
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_operations_of_half_warps(mode, schedule):
+    with simulator.configured(mode=mode, **schedule):
+        y = run("planted_half_warps")
+    lanes = np.arange(64) % 32
+    value = np.where(lanes < 16, X[:64] + X[:64][np.arange(64) ^ 1], X[:64] + 8)
+    assert_equal(y, value + value[np.where(np.arange(64) < 32, 31, 63)])
+
+
 FAULTS = [
     # kernel, mode, n, kind, a part of the line where it stands
     ("read_past_end", "asan", 64, "out of bounds", "y[i] = x[i + 1]"),
@@ -72,6 +86,8 @@ FAULTS = [
     ("divergent_barrier", "fast", 64, "divergent barrier", None),
     ("early_exit", "fast", 64, "barrier", "__syncthreads();"),
     ("lane_missing", "fast", 64, ("warp operation", "deadlock"), None),
+    ("different_operations", "fast", 64, "divergent warp operation", None),
+    ("masks_that_differ", "fast", 64, ("deadlock", "warp operation"), None),
     ("source_outside_mask", "fast", 64, "shuffle", None),
     ("misaligned", "asan", 1, "undefined behaviour", "store4(y + 4"),
     ("overflow", "asan", 64, "undefined behaviour", "static_cast<float>(big +"),
@@ -151,7 +167,51 @@ def test_shared_memory_limit():
     launch("planted_sound", 1, x, y, 64, shared_bytes=0)
 
 
+@modes
+def test_block_size_limit(mode):
+    with simulator.configured(mode=mode), pytest.raises(SimulatorError, match="2048 threads; the limit is 1024"):
+        run("planted_too_many_threads")
+
+
 def test_settings_are_checked():
     for wrong in ({"mode": "slow"}, {"order": "backwards"}):
         with pytest.raises(ValueError, match="must be one of"), simulator.configured(**wrong):
             pass
+
+
+def test_cache_keeps_to_its_size(tmp_path, monkeypatch):
+    """The oldest go first; what this or another process uses stays, and what is new."""
+    monkeypatch.setenv("GPUCNN_CACHE_DIR", str(tmp_path))
+    folder = cache_folder("simulator")
+    names = ["old.so", "used.so", "locked.so", "middle.o", "new.so"]
+    for age, name in zip(range(50, 0, -10), names, strict=True):
+        (folder / name).write_bytes(b"x" * 100)
+        os.utime(folder / name, (time.time() - age, time.time() - age))
+    assert simulator._hold(folder / "used.so") and not simulator._hold(folder / "missing.so")
+    os.utime(folder / "used.so", (time.time() - 40, time.time() - 40))
+    with open(folder / "locked.so") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert simulator.prune(limit=500, age=0) == 0
+        assert simulator.prune(limit=450, age=45) == 1
+        assert not (folder / "old.so").exists()
+        assert simulator.prune(limit=300, age=15) == 1
+        assert sorted(path.name for path in folder.iterdir()) == ["locked.so", "new.so", "used.so"]
+        assert simulator.prune(limit=0, age=0) == 1
+    assert simulator.prune(limit=0, age=0) == 1
+    assert [path.name for path in folder.iterdir()] == ["used.so"]
+
+
+def test_what_was_pruned_is_built_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCNN_CACHE_DIR", str(tmp_path))
+    path, built = tmp_path / "x.so", []
+
+    def build() -> None:
+        built.append(1)
+        path.write_bytes(b"x")
+
+    simulator._cached(path, build)
+    simulator._cached(path, build)
+    assert len(built) == 1
+    path.unlink()
+    simulator._cached(path, build)
+    assert len(built) == 2

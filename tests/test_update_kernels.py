@@ -40,8 +40,10 @@ def take_steps(optimizer: optim.Optimizer, count: int, first: int = 0) -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("l1_decay", [0.0, 0.03])
 @optimisers
-def test_as_in_float64_on_the_cpu(device, name, options):
+def test_as_in_float64_on_the_cpu(device, name, options, l1_decay):
+    options = {**options, "l1_decay": l1_decay}
     there, exact = parameters(device), parameters("cpu", np.float64)
     optimizer, oracle = getattr(optim, name)(there, **options), getattr(optim, name)(exact, **options)
     for one in (optimizer, oracle):
@@ -176,15 +178,15 @@ def test_l1_decay_on_the_device(device):
 def test_pointers_that_do_not_fit(device):
     values = on(device, *arrays(0, [(3,)] * 2))
     (wrong,) = on(device, np.zeros(3, np.int64))
-    step = (0.1, 0, 1, 0, 0, 1)
+    step = (0.1, 0, 1, 0, 0, 0, 1)
     with pytest.raises(TypeError, match="sgd_update: g is int64; the kernel takes float32"):
-        launch("sgd_update", (1, 2), list(values), [values[0], wrong], sizes(values), step)
+        launch("sgd_update", (1, 2), list(values), [values[0], wrong], sizes(values), step, None)
     with pytest.raises(TypeError, match="sgd_update: p must be a tuple or list of at most 64 arrays"):
-        launch("sgd_update", (1, 2), [values[0]] * 65, list(values), sizes(values), step)
+        launch("sgd_update", (1, 2), [values[0]] * 65, list(values), sizes(values), step, None)
     with pytest.raises(TypeError, match="sgd_update: p must be a tuple or list"):
-        launch("sgd_update", (1, 2), [None, None], list(values), sizes(values), step)
+        launch("sgd_update", (1, 2), [None, None], list(values), sizes(values), step, None)
     with pytest.raises(TypeError, match="sgd_update: g is ndarray; it must be an array on 'cuda' or 'sim'"):
-        launch("sgd_update", (1, 2), list(values), arrays(1, [(3,)] * 2), sizes(values), step)
+        launch("sgd_update", (1, 2), list(values), arrays(1, [(3,)] * 2), sizes(values), step, None)
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
@@ -196,4 +198,4 @@ def test_the_simulator_names_the_array(device, wrong):
     counts = [5 if position == wrong else 4 for position in range(max_pointers())]
     place = rf"out of bounds: a read of 4 bytes 0 bytes after the end of argument p\[{wrong}\]"
     with simulator.configured(mode="asan"), pytest.raises(SimulatorError, match=place):
-        launch("sgd_update", (1, 2), list(values), list(gradients), tuple(counts), (0.1, 0, 1, 0, 0, 1))
+        launch("sgd_update", (1, 2), list(values), list(gradients), tuple(counts), (0.1, 0, 1, 0, 0, 0, 1), None)

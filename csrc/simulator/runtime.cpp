@@ -24,11 +24,13 @@ uint64_t next_random() {  // xorshift64
     return x;
 }
 
-void enter(Thread& thread) {
-    block.current = &thread;
-    thread_index = thread.index;
-    lane = thread.lane;
+void enter(int number) {
+    block.current = &block.threads[number];
+    thread_index.x = number;
+    lane = number & 31;
 }
+
+State& my_state() { return block.states[block.current->number]; }
 
 [[noreturn]] void leave_to_scheduler(Context& from) {
     block.current = nullptr;
@@ -42,9 +44,10 @@ const char* name_of(State state) { return state == State::AT_BARRIER ? "at a bar
     std::string message = "no thread can go on:";
     int shown = 0;
     for (int i = 0; i < block.thread_count && shown < 4; ++i) {
-        const Thread& thread = block.threads[i];
-        if (thread.state == State::DONE) continue;
-        message += " " + thread_name(i) + " waits " + name_of(thread.state) + ", line " + std::to_string(thread.place.line) + ";";
+        const State state = block.states[i];
+        if (state == State::DONE) continue;
+        const Place place = state == State::AT_BARRIER ? block.barrier : block.threads[i].place;
+        message += " " + thread_name(i) + " waits " + name_of(state) + ", line " + std::to_string(place.line) + ";";
         ++shown;
     }
     fail("deadlock", message.c_str(), {nullptr, 0});
@@ -58,32 +61,40 @@ int next_ready(int from) {
     for (int i = 0; i < count; ++i) {
         candidate += step;
         if (candidate >= count) candidate -= count;  // a remainder would cost as much as the switch itself
-        if (block.threads[candidate].state == State::READY) return candidate;
+        if (block.states[candidate] == State::READY) return candidate;
     }
     return -1;
 }
 
-void run_another() {
-    Thread& me = *block.current;
-    const int next = next_ready(me.number);
+__attribute__((noinline)) void search_another() {
+    const int me = block.current->number, next = next_ready(me);
     if (next < 0) {
         if (block.alive) fail_deadlock();
-        leave_to_scheduler(me.context);
+        leave_to_scheduler(block.contexts[me]);
     }
-    if (next == me.number) return;
-    enter(block.threads[next]);
-    switch_to(me.context, block.threads[next].context);
+    if (next == me) return;
+    enter(next);
+    switch_to(block.contexts[me], block.contexts[next]);
+}
+
+inline void run_another() {
+    const int me = block.current->number, next = me + 1;
+    if (block.launch->order != FORWARD || next >= block.thread_count || block.states[next] != State::READY)
+        return search_another();
+    enter(next);
+    switch_to(block.contexts[me], block.contexts[next]);
 }
 
 void thread_body() {
     block.launch->kernel(block.launch->arguments);
     Thread& me = *block.current;
     copy_async_wait(0);
-    me.state = State::DONE;
+    my_state() = State::DONE;
     --block.alive;
     Warp& warp = block.warps[me.warp];
     warp.alive &= ~(1u << me.lane);
-    if (warp.arrived && (warp.mask >> me.lane & 1)) fail("warp operation", "a lane of its mask has ended", me.place);
+    for (int i = 0; i < warp.count; ++i)
+        if (warp.gatherings[i].mask >> me.lane & 1) fail("warp operation", "a lane of its mask has ended", me.place);
     if (block.at_barrier) fail("barrier", "a thread ended while others wait at a barrier", block.barrier);
     run_another();
     __builtin_unreachable();
@@ -92,22 +103,22 @@ void thread_body() {
 void prepare_threads() {
     const int count = block.thread_count = block.launch->threads;
     if (static_cast<int>(block.threads.size()) < count) block.threads.resize(count);
-    block.warps.assign((count + 31) / 32, Warp{});
+    block.warps.resize((count + 31) / 32);
+    for (Warp& warp : block.warps) warp.alive = warp.epoch = warp.count = 0;
     block.alive = count;
     block.at_barrier = 0;
     for (int i = 0; i < count; ++i) {
         Thread& thread = block.threads[i];
         if (!thread.stack) thread.stack = allocate_stack();
-        thread.index = {static_cast<unsigned>(i), 0, 0};
         thread.number = i;
         thread.lane = i % 32;
         thread.warp = i / 32;
-        thread.state = State::READY;
+        block.states[i] = State::READY;
         thread.place = {nullptr, 0};
         thread.copy_groups = 0;
         thread.copies.clear();
         block.warps[thread.warp].alive |= 1u << thread.lane;
-        prepare(thread.context, thread.stack, thread_body);
+        prepare(block.contexts[i], thread.stack, i, thread_body);
     }
 }
 
@@ -120,8 +131,8 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     block.sites.clear();
     prepare_threads();
     start_block_checks();
-    enter(block.threads[std::max(0, next_ready(block.thread_count - 1))]);
-    switch_to(block.scheduler, block.current->context);
+    enter(std::max(0, next_ready(block.thread_count - 1)));
+    switch_to(block.scheduler, block.contexts[block.current->number]);
     finish_block_checks();
 }
 
@@ -245,54 +256,79 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment) {
     return block.shared + offset;
 }
 
+namespace {
+
+// The same barrier has one name at one address; only others are compared letter by letter.
+__attribute__((noinline)) void compare_barriers(Place place) {
+    if (block.barrier.line == place.line && strcmp(block.barrier.file, place.file) == 0) {
+        block.barrier = place;
+        return block_barrier(place);
+    }
+    const std::string message = "threads of one block wait at different barriers: lines " +
+                                std::to_string(block.barrier.line) + " and " + std::to_string(place.line);
+    fail("divergent barrier", message.c_str(), place);
+}
+
+__attribute__((noinline)) void open_barrier() {
+    block.at_barrier = 0;
+    ++block.epoch;
+    for (int i = 0; i < block.thread_count; ++i)
+        block.states[i] = block.states[i] == State::AT_BARRIER ? State::READY : block.states[i];
+    barrier_checks();
+}
+
+}  // namespace
+
+// Short, and without a frame of its own: it is what a kernel with many barriers spends its time in.
 void block_barrier(Place place) {
-    Thread& me = *block.current;
-    // The same barrier has one name at one address; only others are compared letter by letter.
-    if (block.at_barrier && (block.barrier.line != place.line ||
-                             (block.barrier.file != place.file && strcmp(block.barrier.file, place.file) != 0))) {
-        const std::string message = "threads of one block wait at different barriers: lines " +
-                                    std::to_string(block.barrier.line) + " and " + std::to_string(place.line);
-        fail("divergent barrier", message.c_str(), place);
-    }
+    if (block.at_barrier && (block.barrier.line != place.line || block.barrier.file != place.file))
+        return compare_barriers(place);
     block.barrier = place;
-    me.place = place;
-    if (++block.at_barrier == block.alive) {
-        block.at_barrier = 0;
-        ++block.epoch;
-        for (int i = 0; i < block.thread_count; ++i)
-            if (block.threads[i].state == State::AT_BARRIER) block.threads[i].state = State::READY;
-        barrier_checks();
-        return;
-    }
-    me.state = State::AT_BARRIER;
+    if (++block.at_barrier == block.alive) return open_barrier();
+    my_state() = State::AT_BARRIER;
     run_another();
 }
+
+namespace {
+
+// The lanes that wait with this mask, now with the calling one among them.
+Gathering& gather(Warp& warp, uint32_t mask, Operation operation, int lane, Place place) {
+    int i = 0;
+    while (i < warp.count && warp.gatherings[i].mask != mask) ++i;
+    Gathering& found = warp.gatherings[i];
+    if (i == warp.count) {
+        found = {0, mask, operation};
+        ++warp.count;  // never above 32: each has a lane that waits in it
+    } else if (found.operation != operation) {
+        fail("divergent warp operation", "lanes of one mask are in different operations", place);
+    }
+    found.arrived |= 1u << lane;
+    return found;
+}
+
+}  // namespace
 
 void warp_operation(uint32_t mask, void* argument, Operation operation, Place place) {
     Thread& me = *block.current;
     Warp& warp = block.warps[me.warp];
     if (!(mask >> me.lane & 1)) fail("warp operation", "the calling lane is not in its own mask", place);
     if (mask & ~warp.alive) fail("warp operation", "a lane of its mask has ended, or is outside the block", place);
-    if (warp.arrived && (warp.mask != mask || warp.operation != operation)) {
-        fail("divergent warp operation", "lanes of one warp are in different operations or give different masks", place);
-    }
-    warp.mask = mask;
-    warp.operation = operation;
-    warp.arrived |= 1u << me.lane;
+    Gathering& gathering = gather(warp, mask, operation, me.lane, place);
     me.argument = argument;
     me.place = place;
-    if (warp.arrived != mask) {
-        me.state = State::IN_WARP_OPERATION;
+    if (gathering.arrived != mask) {
+        my_state() = State::IN_WARP_OPERATION;
         return run_another();
     }
+    gathering = warp.gatherings[--warp.count];
     Thread* const first = &block.threads[me.warp * 32];
     void* arguments[32];
     for (int i = 0; i < 32; ++i) arguments[i] = mask >> i & 1 ? first[i].argument : nullptr;
     operation(arguments, mask);
     if (mask == warp.alive) ++warp.epoch;
-    warp.arrived = 0;
+    State* const states = block.states + me.warp * 32;
     for (int i = 0; i < 32; ++i)
-        if ((mask >> i & 1) && first[i].state == State::IN_WARP_OPERATION) first[i].state = State::READY;
+        if ((mask >> i & 1) && states[i] == State::IN_WARP_OPERATION) states[i] = State::READY;
 }
 
 void vote_lanes(void* const* arguments, uint32_t) {
@@ -346,6 +382,7 @@ extern "C" __attribute__((visibility("default"))) int gpucnn_simulate(const Laun
     block.error.clear();
     block.number = block.epoch = 0;
     block.random = launch->seed * 6364136223846793005u + 1442695040888963407u;
+    thread_index = {0, 0, 0};
     block_size = {launch->threads, 1, 1};
     grid_size = {launch->grid[0], launch->grid[1], launch->grid[2]};
     if (!block.shared) {
@@ -353,7 +390,9 @@ extern "C" __attribute__((visibility("default"))) int gpucnn_simulate(const Laun
         block.shared = static_cast<char*>(memory);
         block.arena_used = ARENA_BYTES;
     }
-    {
+    if (launch->threads > THREADS_MAX) {
+        block.error = "launch\na block has " + std::to_string(launch->threads) + " threads; the limit is 1024";
+    } else {
         const SignalGuard guard;
         start_launch_checks();
         run_blocks();

@@ -19,21 +19,25 @@ struct AsyncCopy {
 };
 
 struct Thread {
-    Context context;
     char* stack = nullptr;
-    uint3 index;
-    int number, lane, warp;  // number: position in the block
-    State state;
-    Place place;               // where it waits
+    int number, lane, warp;    // number: position in the block
+    Place place;               // where it waits in a warp operation
     void* argument;            // of the warp operation it waits in
     int copy_groups;           // committed cp.async groups
     std::vector<AsyncCopy> copies;
 };
 
+// Lanes that wait in an operation for the others of its mask. Parts of a warp may be in different ones.
+struct Gathering {
+    uint32_t arrived, mask;
+    Operation operation;
+};
+
 struct Warp {
-    uint32_t alive = 0, arrived = 0, mask = 0;
-    Operation operation = nullptr;
+    uint32_t alive = 0;
     uint32_t epoch = 0;  // counts operations of the whole warp, which order its lanes' accesses
+    int count = 0;       // of gatherings; their masks differ
+    Gathering gatherings[32];
 };
 
 // Device memory that a launch was given.
@@ -63,7 +67,12 @@ struct Launch {
 constexpr size_t SHARED_BYTES_MAX = 232448;          // 227 KiB, sm_90's limit for a block
 constexpr size_t ARENA_BYTES = SHARED_BYTES_MAX + (64 << 10);  // and what builds leave free between arrays
 
+constexpr int THREADS_MAX = 1024;
+
 struct Block {
+    // Of each thread. What a barrier touches lies together, apart from the rest: it must stay in the CPU's first cache.
+    State states[THREADS_MAX];
+    Context contexts[THREADS_MAX];
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     int thread_count = 0, alive = 0, at_barrier = 0;

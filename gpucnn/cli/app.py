@@ -9,14 +9,17 @@ from typing import Annotated
 
 import typer
 
+from gpucnn.cli.bench import bench
 from gpucnn.cli.build_kernels import build_kernels
 from gpucnn.cli.doctor import doctor
 from gpucnn.cli.evaluate import evaluate
+from gpucnn.cli.explain import explain
 from gpucnn.cli.import_weights import import_weights
 from gpucnn.cli.predict import predict
 from gpucnn.cli.sim import sim
 from gpucnn.cli.summary import summary
 from gpucnn.cli.train import train
+from gpucnn.cli.tune import tune
 from gpucnn.device import DeviceLost
 from gpucnn.version import __version__
 
@@ -42,9 +45,12 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("import-weights")(import_weights)
 app.command("summary")(summary)
+app.command("tune")(tune)
 app.command("build-kernels")(build_kernels)
 app.command("doctor")(doctor)
 app.add_typer(sim, name="sim")
+app.add_typer(explain, name="explain")
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from gpucnn import files
+from gpucnn import device as devices
+from gpucnn import files, ops
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
 
+PASS_HELP = "forward, backward_input or backward_weight."
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?", re.IGNORECASE)
 WIDTH = Rule(float, "a number above 0 and at most 16", lambda value: 0 < value <= 16)
 
 
@@ -39,6 +43,30 @@ def change(text: str) -> str:
     return text
 
 
+def convolution_pass(text: str) -> str:
+    """The operation that a pass of a convolution is, with or without "conv2d_" before it."""
+    name = text if text.startswith("conv2d_") else f"conv2d_{text}"
+    if name not in ops.PASSES:
+        raise typer.BadParameter(f"{text!r} is not a pass: {PASS_HELP}")
+    return name
+
+
+def device_kind(text: str) -> str:
+    """A device as kernels know it, which need not be there; "auto" is the one that is."""
+    if text not in ("auto", *devices.DEVICES):
+        raise typer.BadParameter(f"{text!r} is not a device: auto, {', '.join(devices.DEVICES)}")
+    return devices.resolve("auto") if text == "auto" else text
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes, from 64000000, 64MB (of 1000) or 64MiB (of 1024)."""
+    found = SIZE.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a size such as 0, 64000000, 64MB or 64MiB")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMG".index(unit.upper() or " "))
+
+
 def setting(name: str, metavar: str, help: str) -> Any:
     """The option for the number `name` of TrainConfig."""
     return typer.Option(parser=number(RULES[name]), metavar=metavar, help=help)
@@ -58,6 +86,10 @@ Width = Annotated[
 ]
 ImageSize = Annotated[int | None, count("PIXELS", "Side of the network's input.")]
 Limit = Annotated[int | None, setting("limit", "N", "Use the first N training and N test images only.")]
+WorkspaceLimit = Annotated[
+    int | None,
+    typer.Option(parser=size_in_bytes, metavar="BYTES", help="Memory beside the arrays: 0, 64000000, 64MB or 64MiB."),
+]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, sim (the kernels, simulated) or cuda.")]
 
 

@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 # Options of the command alone; all others are settings of the run.
-COMMAND = ("model", "data", "no_augment", "out", "resume", "overwrite", "json")
+COMMAND = ("model", "data", "no_augment", "out", "resume", "overwrite", "capture", "json")
 
 Data = Annotated[
     str | None, typer.Option(metavar="NAME|DIR", help="digits, shapes, or a folder: IDX, CIFAR, class folders.")
@@ -49,6 +49,9 @@ Seed = Annotated[int | None, options.setting("seed", "N", "Of all that is random
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for all results (default runs/MODEL).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
+Capture = Annotated[
+    bool, typer.Option("--capture", help="Record a step's launches and replay them: the same bits, less Python.")
+]
 
 
 def train(
@@ -76,6 +79,7 @@ def train(
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    capture: Capture = False,
     json: options.Json = None,
 ) -> None:
     """Train a network; what is not given follows a recipe for the network and the data."""
@@ -83,7 +87,9 @@ def train(
     options.check_output(json, folder)
     settings = _settings(context.params)
     try:
-        outcome = fit(model, data, folder, resume=resume, overwrite=overwrite, report=Console(), **settings)
+        outcome = fit(
+            model, data, folder, resume=resume, overwrite=overwrite, capture=capture, report=Console(), **settings
+        )
     except Interrupted as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(INTERRUPTED) from None

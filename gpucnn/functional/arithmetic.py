@@ -24,6 +24,8 @@ def _reduce_to(gradient: np.ndarray, like: Any) -> np.ndarray | None:
 
 
 class Add(Function):
+    launches = False
+
     def forward(self, a: Any, b: Any) -> Any:
         self.a, self.b = a, b
         return a + b
@@ -33,6 +35,8 @@ class Add(Function):
 
 
 class Subtract(Function):
+    launches = False
+
     def forward(self, a: Any, b: Any) -> Any:
         self.a, self.b = a, b
         return a - b
@@ -42,6 +46,8 @@ class Subtract(Function):
 
 
 class Multiply(Function):
+    launches = False
+
     def forward(self, a: Any, b: Any) -> Any:
         self.a, self.b = a, b
         return a * b
@@ -54,6 +60,8 @@ class Multiply(Function):
 
 
 class Divide(Function):
+    launches = False
+
     def forward(self, a: Any, b: Any) -> Any:
         self.a, self.b = a, b
         return a / b
@@ -66,6 +74,8 @@ class Divide(Function):
 
 
 class Power(Function):
+    launches = False
+
     def __init__(self, exponent: float) -> None:
         self.exponent = exponent
 
@@ -80,6 +90,8 @@ class Power(Function):
 
 
 class Exponential(Function):
+    launches = False
+
     def forward(self, x: Any) -> Any:
         self.y = np.exp(x)
         return self.y
@@ -89,6 +101,8 @@ class Exponential(Function):
 
 
 class Logarithm(Function):
+    launches = False
+
     def forward(self, x: Any) -> Any:
         self.x = x
         return np.log(x)
@@ -157,6 +171,8 @@ class Sum(Function):
 
 
 class Concatenate(Function):
+    launches = False
+
     def __init__(self, axis: int) -> None:
         self.axis = axis
 
@@ -169,6 +185,8 @@ class Concatenate(Function):
 
 
 class Index(Function):
+    launches = False
+
     def __init__(self, key: Any) -> None:
         self.key = key
 

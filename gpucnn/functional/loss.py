@@ -23,12 +23,13 @@ class CrossEntropy(Function):
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
         count = len(self.labels)
-        rows = gradient / count if self.reduction == "mean" else gradient
-        rows = np.broadcast_to(rows, (count,))
-        return (ops.cross_entropy_backward(self.log_probabilities, self.labels, self.label_smoothing, rows),)
+        rows, divisor = np.broadcast_to(gradient, (count,)), count if self.reduction == "mean" else 1
+        return (ops.cross_entropy_backward(self.log_probabilities, self.labels, self.label_smoothing, rows, divisor),)
 
 
 class BinaryCrossEntropy(Function):
+    launches = False
+
     def forward(self, x: Any, target: Any) -> np.ndarray:
         self.x, self.target = x, target
         return ops.binary_cross_entropy_forward(x, target)
@@ -38,6 +39,8 @@ class BinaryCrossEntropy(Function):
 
 
 class Absolute(Function):
+    launches = False
+
     def forward(self, x: Any) -> np.ndarray:
         self.x = x
         return np.abs(x)
@@ -47,6 +50,8 @@ class Absolute(Function):
 
 
 class Huber(Function):
+    launches = False
+
     def __init__(self, delta: float) -> None:
         self.delta = delta
 
@@ -59,6 +64,8 @@ class Huber(Function):
 
 
 class MultiMargin(Function):
+    launches = False
+
     def __init__(self, labels: np.ndarray, margin: float) -> None:
         self.labels, self.margin = labels, margin
 
@@ -71,6 +78,8 @@ class MultiMargin(Function):
 
 
 class Contrastive(Function):
+    launches = False
+
     def __init__(self, same: np.ndarray, margin: float) -> None:
         self.same, self.margin = same, margin
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
     Raises TypeError for an argument of another kind, dtype or layout, ValueError for a number out of range or a grid
     that is too large, SimulatorError for what the simulator finds, and RuntimeError for a launch that a GPU refuses.
     """
+    if plan.is_refreshing():
+        return
     entry = find(kernel)
     blocks = _grid(entry, grid)
     bound = bind(entry, arguments)
@@ -65,6 +68,19 @@ def engine(device: str) -> plan.Engine:
     if name not in ENGINES:
         raise ValueError(f"GPUCNN_ENGINE is {name!r}; it must be one of {', '.join(ENGINES)}")
     return ENGINES[name]
+
+
+def shared_limit(array: Any) -> int:
+    """Bytes of shared memory that one block may have on the array's device."""
+    device = devices.of(array)
+    if device == "sim":
+        return simulator.SHARED_LIMITS[simulator.settings().architecture]
+    return _shared_limit(int(device.partition(":")[2]))
+
+
+@cache
+def _shared_limit(index: int) -> int:
+    return int(devices.cupy().cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def max_pointers() -> int:

@@ -11,15 +11,17 @@ Each file of kernels becomes one shared library a mode, built at its first launc
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ RUNTIME_FILES = ("runtime", "fiber", "access", "tensor_core")
 SHARED_LIMITS = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10,
                  "sm_120": 99 << 10}  # fmt: skip
 ORDERS = ("forward", "reverse", "random")
+CACHE_BYTES, CACHE_SECONDS = 1 << 30, 86_400.0  # a full set of all modes has about 150 MB
 
 
 class SimulatorError(RuntimeError):
@@ -107,18 +110,22 @@ def configured(**changes: Any) -> Iterator[Settings]:
 
 
 _profiles: list[tuple[str, Profile]] | None = None
+_profiles_lines = True
 
 
 @contextmanager
-def profiling() -> Iterator[list[tuple[str, Profile]]]:
-    """Inside this context launches on `sim` run in the mode "profile"; the list gets (kernel, Profile) of each."""
-    global _profiles
-    before, _profiles = _profiles, []
+def profiling(lines: bool = True) -> Iterator[list[tuple[str, Profile]]]:
+    """Inside this context launches on `sim` run in the mode "profile"; the list gets (kernel, Profile) of each.
+
+    - lines: look up the source line of each counter, a process apiece; without, all lines are ""
+    """
+    global _profiles, _profiles_lines
+    before, _profiles, _profiles_lines = (_profiles, _profiles_lines), [], lines
     try:
         with configured(mode="profile"):
             yield _profiles
     finally:
-        _profiles = before
+        _profiles, _profiles_lines = before
 
 
 class _Buffer(ctypes.Structure):
@@ -171,7 +178,7 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     if module.gpucnn_simulate(ctypes.byref(launch)):
         raise _error(entry, arguments, module, error.value.decode())
     if _profiles is not None:
-        _profiles.append((entry.name, profile(entry.name)))
+        _profiles.append((entry.name, profile(entry.name, _profiles_lines)))
 
 
 def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -244,9 +251,66 @@ def _lines(path: str, offset: int) -> str:
 def library(file: str, mode: str) -> ctypes.CDLL:
     """The shared library of one file of kernels in one mode, from the cache or compiled now."""
     path = cache_folder("simulator") / f"{Path(file).stem}-{mode}-{_key(mode, digest(file))}.so"
-    if not path.exists():
-        _build(file, mode, path)
+    _cached(path, lambda: _build(file, mode, path))
     return ctypes.CDLL(str(path))
+
+
+def _cached(path: Path, build: Callable[[], None]) -> None:
+    """Build the file where it is missing; this process then keeps it from being pruned."""
+    if _hold(path):
+        return
+    while not _hold(path):
+        build()
+    prune()
+
+
+_held: dict[Path, int] = {}  # open files with a shared lock: in use
+
+
+def _hold(path: Path) -> bool:
+    """Note that the file is in use, for as long as this process lives; False where it is not there."""
+    if path in _held:
+        if path.exists():
+            return True
+        os.close(_held.pop(path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if not os.fstat(descriptor).st_nlink:  # removed since it was opened
+        os.close(descriptor)
+        return False
+    os.utime(descriptor)
+    _held[path] = descriptor
+    return True
+
+
+def prune(limit: int = CACHE_BYTES, age: float = CACHE_SECONDS) -> int:
+    """Remove compiled files, those first that were not used for longest, until `limit` bytes are left; their number.
+
+    What a process uses stays, and what one has begun to use less than `age` seconds ago.
+    """
+    files = [(path, path.stat()) for path in cache_folder("simulator").glob("*.*o") if path.exists()]
+    total, removed = sum(status.st_size for _, status in files), 0
+    for path, status in sorted(files, key=lambda entry: entry[1].st_mtime):
+        if total <= limit or time.time() - status.st_mtime < age:
+            break
+        if _remove(path):
+            total, removed = total - status.st_size, removed + 1
+    return removed
+
+
+def _remove(path: Path) -> bool:
+    """Remove the file unless a process uses it."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 @cache
@@ -295,13 +359,16 @@ def _runtime(mode: str) -> list[Path]:
     objects, key = [], _key(mode, kernels="")
     for name in (*RUNTIME_FILES, f"access_{mode}"):
         path = cache_folder("simulator") / f"{name}-{mode}-{key}.o"
-        if not path.exists():
-            with tempfile.TemporaryDirectory() as temporary:
-                target = Path(temporary, "runtime.o")
-                _compile("-c", "-O3", str(RUNTIME / f"{name}.cpp"), "-o", str(target))
-                write_atomically(path, target.read_bytes())
+        _cached(path, partial(_build_runtime, name, path))
         objects.append(path)
     return objects
+
+
+def _build_runtime(name: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary, "runtime.o")
+        _compile("-c", "-O3", str(RUNTIME / f"{name}.cpp"), "-o", str(target))
+        write_atomically(path, target.read_bytes())
 
 
 def _compile(*arguments: str) -> None:
@@ -337,7 +404,7 @@ class Profile:
     lines: dict[tuple[str, int], Counts]
 
 
-def profile(kernel: str) -> Profile:
+def profile(kernel: str, with_lines: bool = True) -> Profile:
     """The counters of the last launch of `kernel`, or of another kernel in its file, in the mode "profile"."""
     module = library(entries()[kernel].file, "profile")
     module.gpucnn_profile.restype = ctypes.c_char_p
@@ -347,5 +414,5 @@ def profile(kernel: str) -> Profile:
     for row in rows:
         code, space, access, *numbers = row.split()
         counts = Counts("shared" if space == "s" else "global", access == "w", *map(int, numbers))
-        lines[source_line(module, int(code, 16)), int(code, 16)] = counts
+        lines[source_line(module, int(code, 16)) if with_lines else "", int(code, 16)] = counts
     return Profile(barriers, flops, lines)

@@ -7,6 +7,7 @@ from typing import Any
 from gpucnn.functional import conv1d, conv2d, conv3d, conv_transpose2d
 from gpucnn.nn import init
 from gpucnn.nn.module import Module, Parameter
+from gpucnn.ops.conv_settings import check_limit
 from gpucnn.ops.shapes import Extent, Pair, integers, pair
 
 
@@ -27,6 +28,7 @@ class _Convolution(Module):
         bias: bool = True,
         *,
         algorithm: str = "auto",
+        workspace_limit: int | None = None,
     ) -> None:
         layer = type(self).__name__
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -37,7 +39,7 @@ class _Convolution(Module):
         self.stride = integers(layer, "stride", stride, self.axes, 1)
         self.padding = integers(layer, "padding", padding, self.axes, 0)
         self.dilation = integers(layer, "dilation", dilation, self.axes, 1)
-        self.algorithm = algorithm
+        self.algorithm, self.workspace_limit = algorithm, check_limit(layer, workspace_limit)
         shape = (*self._channels(), *self.kernel_size)
         self.weight = Parameter(init.kaiming_uniform(shape))
         self.bias = Parameter(init.uniform((out_channels,), init.fan_in(shape) ** -0.5)) if bias else None
@@ -52,6 +54,7 @@ class _Convolution(Module):
             value = getattr(self, name, usual)
             text += f", {name}={value!r}" if value not in (usual, (usual,) * self.axes) else ""
         text += f", algorithm={self.algorithm!r}" if self.algorithm != "auto" else ""
+        text += f", workspace_limit={self.workspace_limit}" if self.workspace_limit is not None else ""
         return text + ("" if self.bias is not None else ", bias=False")
 
 
@@ -59,7 +62,7 @@ class Conv1d(_Convolution):
     """1-D convolution with trained weight (out_channels, in_channels/groups, S) and bias (out_channels,).
 
     - kernel_size, stride, padding, dilation: an integer or a tuple of one
-    - groups, algorithm: as in Conv2d
+    - groups, algorithm, workspace_limit: as in Conv2d
     x (N, in_channels, L) → (N, out_channels, Q), Q = floor((L + 2·padding − dilation·(S − 1) − 1) / stride) + 1.
     """
 
@@ -67,8 +70,9 @@ class Conv1d(_Convolution):
 
     def forward(self, x: Any) -> Any:
         return conv1d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, algorithm=self.algorithm
-        )
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            algorithm=self.algorithm, workspace_limit=self.workspace_limit,
+        )  # fmt: skip
 
 
 class Conv2d(_Convolution):
@@ -76,7 +80,7 @@ class Conv2d(_Convolution):
 
     - kernel_size, stride, padding, dilation: pixels, an integer or (height, width)
     - groups: divides both channel counts; groups = in_channels is a depthwise convolution
-    - algorithm: as in functional.conv2d
+    - algorithm, workspace_limit: as in functional.conv2d
     x (N, in_channels, H, W) → (N, out_channels, P, Q), P = floor((H + 2·padding − dilation·(R − 1) − 1) / stride) + 1.
     """
 
@@ -88,15 +92,16 @@ class Conv2d(_Convolution):
 
     def forward(self, x: Any) -> Any:
         return conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, algorithm=self.algorithm
-        )
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            algorithm=self.algorithm, workspace_limit=self.workspace_limit,
+        )  # fmt: skip
 
 
 class Conv3d(_Convolution):
     """3-D convolution with trained weight (out_channels, in_channels/groups, T, R, S) and bias (out_channels,).
 
     - kernel_size, stride, padding, dilation: an integer or (depth, height, width)
-    - groups, algorithm: as in Conv2d
+    - groups, algorithm, workspace_limit: as in Conv2d
     x (N, in_channels, D, H, W) → (N, out_channels, depth, P, Q), sizes along each axis as in Conv2d.
     """
 
@@ -104,8 +109,9 @@ class Conv3d(_Convolution):
 
     def forward(self, x: Any) -> Any:
         return conv3d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, algorithm=self.algorithm
-        )
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            algorithm=self.algorithm, workspace_limit=self.workspace_limit,
+        )  # fmt: skip
 
 
 class ConvTranspose2d(_Convolution):
@@ -113,7 +119,7 @@ class ConvTranspose2d(_Convolution):
 
     - kernel_size, stride, padding, dilation: those of the convolution that goes the other way
     - output_padding: rows and columns more at the end; smaller than stride or dilation
-    - groups, algorithm: as in Conv2d
+    - groups, algorithm, workspace_limit: as in Conv2d
     x (N, in_channels, H, W) → (N, out_channels, P, Q),
     P = (H − 1)·stride − 2·padding + dilation·(R − 1) + output_padding + 1.
     """
@@ -137,11 +143,13 @@ class ConvTranspose2d(_Convolution):
         dilation: Pair = 1,
         *,
         algorithm: str = "auto",
+        workspace_limit: int | None = None,
     ) -> None:
         self.output_padding = pair("ConvTranspose2d", "output_padding", output_padding, 0)
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, algorithm=algorithm
-        )
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            algorithm=algorithm, workspace_limit=workspace_limit,
+        )  # fmt: skip
 
     def _channels(self) -> tuple[int, int]:
         return self.in_channels, self.out_channels // self.groups
@@ -157,4 +165,5 @@ class ConvTranspose2d(_Convolution):
             self.groups,
             self.dilation,
             algorithm=self.algorithm,
+            workspace_limit=self.workspace_limit,
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import ops
 from gpucnn.functional import batch_norm, local_response_norm
 from gpucnn.nn.module import Module, Parameter
 
@@ -45,7 +46,7 @@ class BatchNorm2d(Module):
 
     def forward(self, x: Any) -> Any:
         if self.training:
-            self.num_batches_tracked += 1
+            ops.batch_norm_count(self.num_batches_tracked)
         return batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         )

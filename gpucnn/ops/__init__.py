@@ -25,10 +25,16 @@ from gpucnn.ops.conv3d import conv3d_backward_input as conv3d_backward_input
 from gpucnn.ops.conv3d import conv3d_backward_weight as conv3d_backward_weight
 from gpucnn.ops.conv3d import conv3d_forward as conv3d_forward
 from gpucnn.ops.conv3d import conv3d_shape as conv3d_shape
+from gpucnn.ops.conv_explain import Explanation as Explanation
+from gpucnn.ops.conv_explain import explain as explain
+from gpucnn.ops.conv_settings import tuning as tuning
+from gpucnn.ops.conv_settings import workspace_limit as workspace_limit
 from gpucnn.ops.conv_table import ALGORITHMS as ALGORITHMS
 from gpucnn.ops.conv_table import KERNEL_ALGORITHMS as KERNEL_ALGORITHMS
+from gpucnn.ops.conv_table import PASSES as PASSES
 from gpucnn.ops.conv_table import Algorithm as Algorithm
 from gpucnn.ops.conv_table import UnsupportedAlgorithm as UnsupportedAlgorithm
+from gpucnn.ops.conv_table import algorithms as algorithms
 from gpucnn.ops.conv_table import choose as choose
 from gpucnn.ops.conv_table import table as table
 from gpucnn.ops.conv_transpose import conv_transpose2d_forward as conv_transpose2d_forward
@@ -58,6 +64,7 @@ from gpucnn.ops.loss import multi_margin_backward as multi_margin_backward
 from gpucnn.ops.loss import multi_margin_forward as multi_margin_forward
 from gpucnn.ops.normalization import batch_norm_apply as batch_norm_apply
 from gpucnn.ops.normalization import batch_norm_backward as batch_norm_backward
+from gpucnn.ops.normalization import batch_norm_count as batch_norm_count
 from gpucnn.ops.normalization import batch_norm_running as batch_norm_running
 from gpucnn.ops.normalization import batch_norm_statistics as batch_norm_statistics
 from gpucnn.ops.normalization import local_response_norm_backward as local_response_norm_backward
@@ -86,7 +93,6 @@ from gpucnn.ops.shapes import pool_shape as pool_shape
 from gpucnn.ops.update import adadelta_update as adadelta_update
 from gpucnn.ops.update import adagrad_update as adagrad_update
 from gpucnn.ops.update import adam_update as adam_update
-from gpucnn.ops.update import add_l1_decay as add_l1_decay
 from gpucnn.ops.update import global_norm as global_norm
 from gpucnn.ops.update import rmsprop_update as rmsprop_update
 from gpucnn.ops.update import sgd_update as sgd_update

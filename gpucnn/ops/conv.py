@@ -27,42 +27,53 @@ def check_operands(operation: str, x: Any, weight: Any, bias: Any, filters: int)
 
 
 def conv2d_forward(
-    x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto", relu: bool = False
+    x: Any,
+    weight: Any,
+    bias: Any,
+    shape: ConvShape,
+    algorithm: str = "auto",
+    relu: bool = False,
+    workspace_limit: int | None = None,
 ) -> np.ndarray:
     """y (N,K,P,Q) = x (N,C,H,W) convolved with weight (K,C/groups,R,S), plus bias (K,) unless it is None.
 
     - relu: y = max(y, 0), in the same pass over memory where kernels run
+    - workspace_limit: bytes beside the arrays that the algorithm may take; None: `gpucnn.workspace_limit`'s
     Raises TypeError for dtypes that differ or are not float32/float64, ValueError for a bias of another shape, and
-    UnsupportedAlgorithm.
+    UnsupportedAlgorithm, also for an algorithm that needs more workspace.
     """
     check_operands("conv2d", x, weight, bias, shape.K)
     y = devices.empty(shape.y, x.dtype, x)
     weight, bias = devices.contiguous(weight), devices.contiguous(bias)
     if devices.runs_kernels(x):
-        run("conv2d_forward", shape, algorithm, x, weight, bias, y, shape, relu)
+        run("conv2d_forward", shape, algorithm, workspace_limit, x, weight, bias, y, shape, relu)
         return y
-    run("conv2d_forward", shape, algorithm, devices.contiguous(x), weight, bias, y, shape)
+    run("conv2d_forward", shape, algorithm, workspace_limit, devices.contiguous(x), weight, bias, y, shape)
     if relu:
         _C.relu_forward(y, y)
     return y
 
 
-def conv2d_backward_input(gy: Any, weight: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
+def conv2d_backward_input(
+    gy: Any, weight: Any, shape: ConvShape, algorithm: str = "auto", workspace_limit: int | None = None
+) -> np.ndarray:
     """gx (N,C,H,W), the gradient of x, from gy (N,K,P,Q) and weight; raises as conv2d_forward does."""
     require_float("conv2d_backward_input", gy=gy, weight=weight)
     gx = devices.empty(shape.x, gy.dtype, gy)
     gy = gy if devices.runs_kernels(gy) else devices.contiguous(gy)
-    run("conv2d_backward_input", shape, algorithm, gy, devices.contiguous(weight), gx, shape)
+    run("conv2d_backward_input", shape, algorithm, workspace_limit, gy, devices.contiguous(weight), gx, shape)
     return gx
 
 
-def conv2d_backward_weight(x: Any, gy: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
+def conv2d_backward_weight(
+    x: Any, gy: Any, shape: ConvShape, algorithm: str = "auto", workspace_limit: int | None = None
+) -> np.ndarray:
     """gw (K,C/groups,R,S), the gradient of weight, from x and gy (N,K,P,Q); raises as conv2d_forward does."""
     require_float("conv2d_backward_weight", x=x, gy=gy)
     gw = devices.empty(shape.weight, gy.dtype, gy)
     if not devices.runs_kernels(gy):
         x, gy = devices.contiguous(x), devices.contiguous(gy)
-    run("conv2d_backward_weight", shape, algorithm, x, gy, gw, shape)
+    run("conv2d_backward_weight", shape, algorithm, workspace_limit, x, gy, gw, shape)
     return gw
 
 

@@ -84,7 +84,9 @@ def conv3d_shape(
     return Conv3dShape(plane, D, T, depth, sd, pd, dd)
 
 
-def conv3d_forward(x: Any, weight: Any, bias: Any, shape: Conv3dShape, algorithm: str = "auto") -> np.ndarray:
+def conv3d_forward(
+    x: Any, weight: Any, bias: Any, shape: Conv3dShape, algorithm: str = "auto", workspace_limit: int | None = None
+) -> np.ndarray:
     """y (N,K,·,P,Q) = x (N,C,D,H,W) convolved with weight (K,C/groups,T,R,S), plus bias (K,) unless it is None.
 
     Raises as conv2d_forward does.
@@ -94,26 +96,32 @@ def conv3d_forward(x: Any, weight: Any, bias: Any, shape: Conv3dShape, algorithm
     y = devices.empty((shape.plane.N, shape.output_depth, *shape.plane.y[1:]), x.dtype, x)
     y[...] = 0 if bias is None else bias[:, None, None]
     for t, outputs, inputs, frames in shape.taps():
-        part = conv2d_forward(_joined(source[:, inputs], frames.x), weight[:, :, t], None, frames, algorithm)
+        images = _joined(source[:, inputs], frames.x)
+        part = conv2d_forward(images, weight[:, :, t], None, frames, algorithm, workspace_limit=workspace_limit)
         target = y[:, outputs]
         target += part.reshape(target.shape)
     return devices.contiguous(np.swapaxes(y, 1, 2))
 
 
-def conv3d_backward_input(gy: Any, weight: Any, shape: Conv3dShape, algorithm: str = "auto") -> np.ndarray:
+def conv3d_backward_input(
+    gy: Any, weight: Any, shape: Conv3dShape, algorithm: str = "auto", workspace_limit: int | None = None
+) -> np.ndarray:
     """gx (N,C,D,H,W), the gradient of x, from gy (N,K,·,P,Q) and weight; raises as conv2d_forward."""
     require_float("conv3d_backward_input", gy=gy, weight=weight)
     source = np.swapaxes(gy, 1, 2)
     gx = devices.empty((shape.plane.N, shape.depth, *shape.plane.x[1:]), gy.dtype, gy)
     gx[...] = 0
     for t, outputs, inputs, frames in shape.taps():
-        part = conv2d_backward_input(_joined(source[:, outputs], frames.y), weight[:, :, t], frames, algorithm)
+        images = _joined(source[:, outputs], frames.y)
+        part = conv2d_backward_input(images, weight[:, :, t], frames, algorithm, workspace_limit)
         target = gx[:, inputs]
         target += part.reshape(target.shape)
     return devices.contiguous(np.swapaxes(gx, 1, 2))
 
 
-def conv3d_backward_weight(x: Any, gy: Any, shape: Conv3dShape, algorithm: str = "auto") -> np.ndarray:
+def conv3d_backward_weight(
+    x: Any, gy: Any, shape: Conv3dShape, algorithm: str = "auto", workspace_limit: int | None = None
+) -> np.ndarray:
     """gw (K,C/groups,T,R,S), the gradient of weight, from x and gy (N,K,·,P,Q); raises as conv2d_forward."""
     require_float("conv3d_backward_weight", x=x, gy=gy)
     x_frames, gy_frames = np.swapaxes(x, 1, 2), np.swapaxes(gy, 1, 2)
@@ -121,7 +129,7 @@ def conv3d_backward_weight(x: Any, gy: Any, shape: Conv3dShape, algorithm: str =
     gw[...] = 0
     for t, outputs, inputs, frames in shape.taps():
         x_part, gy_part = _joined(x_frames[:, inputs], frames.x), _joined(gy_frames[:, outputs], frames.y)
-        gw[:, :, t] = conv2d_backward_weight(x_part, gy_part, frames, algorithm)
+        gw[:, :, t] = conv2d_backward_weight(x_part, gy_part, frames, algorithm, workspace_limit)
     return gw
 
 

@@ -110,7 +110,9 @@ def _is_first_layer(shape: ConvShape) -> bool:
     )
 
 
-def forward(x: Any, w: Any, b: Any, y: Any, shape: ConvShape, relu: bool = False) -> None:
+def forward(
+    x: Any, w: Any, b: Any, y: Any, shape: ConvShape, relu: bool = False, workspace_limit: int | None = None
+) -> None:
     """y (N,K,P,Q), overwritten, with bias b (K,) unless it is None; with `relu` max(y, 0)."""
     x, w, b = devices.contiguous(x), devices.contiguous(w), devices.contiguous(b)
     way = path("conv2d_forward", shape)
@@ -128,7 +130,7 @@ def forward(x: Any, w: Any, b: Any, y: Any, shape: ConvShape, relu: bool = False
         launch(f"conv2d_forward_direct_4x{filters}", blocks, x, w, b, y, shape.flat, relu)
 
 
-def backward_input(gy: Any, w: Any, gx: Any, shape: ConvShape) -> None:
+def backward_input(gy: Any, w: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gx (N,C,H,W), overwritten."""
     gy, w = devices.contiguous(gy), devices.contiguous(w)
     if path("conv2d_backward_input", shape) == "depthwise":
@@ -143,29 +145,37 @@ def backward_input(gy: Any, w: Any, gx: Any, shape: ConvShape) -> None:
     launch(kernel, tiles * pixel_tiles * phases, gy, w, gx, shape.flat, pixel_tiles)
 
 
-def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape) -> None:
+def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gw (K,C/groups,R,S), overwritten: partial sums of ranges of pixels, then their sum in order."""
     x, gy = devices.contiguous(x), devices.contiguous(gy)
-    split = backward_weight_split(shape)
+    split = backward_weight_split(shape, workspace_limit)
     partial = gw if split.ranges == 1 else devices.empty((split.ranges, *shape.weight), np.float32, x)
     launch(split.kernel, split.blocks * split.ranges, x, gy, partial, shape.flat, split.size)
     if split.ranges != 1:
         launch("conv2d_direct_add_splits", grid_for(gw.size), partial, gw, gw.size, split.ranges)
 
 
-def no_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Forward and backward_input need no memory of their own."""
+def forward_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
+    """It needs no memory of its own."""
     return 0
 
 
-def backward_weight_workspace(shape: ConvShape, dtype: np.dtype) -> int:
-    """Bytes of the partial sums."""
-    ranges = backward_weight_split(shape).ranges
+def backward_input_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
+    """It needs no memory of its own."""
+    return 0
+
+
+def backward_weight_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
+    """Bytes of the partial sums, as many as fit the limit."""
+    ranges = backward_weight_split(shape, limit).ranges
     return 4 * ranges * int(np.prod(shape.weight)) if ranges > 1 else 0
 
 
-def backward_weight_split(shape: ConvShape) -> Split:
-    """How backward_weight is cut: few enough terms a range that sums stay exact, and enough blocks to fill a GPU."""
+def backward_weight_split(shape: ConvShape, limit: int | None = None) -> Split:
+    """How backward_weight is cut: few enough terms a range that sums stay exact, and enough blocks to fill a GPU.
+
+    Under a limit of workspace there are fewer ranges, but those of depthwise kernels, whose chains must stay short.
+    """
     if path("conv2d_backward_weight", shape) == "depthwise":
         items = shape.N * -(-shape.P // 4) * -(-shape.Q // 4)
         return _cut(_depthwise_kernel("backward_weight", shape), shape.K, items, DEPTHWISE_THREADS, DEPTHWISE_CHAIN)
@@ -173,12 +183,14 @@ def backward_weight_split(shape: ConvShape) -> Split:
     tile = (8, 32) if filters <= 8 else (64, 32) if terms <= 32 or filters > 32 else (32, 64)
     blocks = shape.groups * -(-filters // tile[0]) * -(-terms // tile[1])
     kernel = f"conv2d_backward_weight_direct_{tile[0]}x{tile[1]}"
-    return _cut(kernel, blocks, shape.N * shape.P * shape.Q, 128)
+    fitting = None if limit is None else limit // (4 * max(1, int(np.prod(shape.weight))))
+    return _cut(kernel, blocks, shape.N * shape.P * shape.Q, 128, fitting=fitting)
 
 
-def _cut(kernel: str, blocks: int, items: int, unit: int, most: int | None = None) -> Split:
-    """Ranges of whole units, as few as give SPLIT_BLOCKS blocks, of at most `most` units."""
+def _cut(kernel: str, blocks: int, items: int, unit: int, most: int | None = None, fitting: int | None = None) -> Split:
+    """Ranges of whole units, as few as give SPLIT_BLOCKS blocks, at most `fitting`, of at most `most` units."""
     units, count = -(-items // unit), -(-SPLIT_BLOCKS // blocks)
+    count = count if fitting is None else max(1, min(count, fitting))
     size = min(max(-(-units // count), 1), most or units or 1)
     return Split(kernel, blocks, -(-units // size), size * unit)
 

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
-from gpucnn.ops import conv_direct, conv_fft, conv_im2col, conv_implicit_gemm, conv_toeplitz, conv_winograd
+from gpucnn.ops import (
+    cards,
+    conv_choice,
+    conv_direct,
+    conv_fft,
+    conv_im2col,
+    conv_implicit_gemm,
+    conv_settings,
+    conv_toeplitz,
+    conv_tuning,
+    conv_winograd,
+    conv_winograd4,
+)
+from gpucnn.ops.cards import Card
+from gpucnn.ops.conv_choice import Choice
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.threads import get_num_threads
+
+PASSES = ("conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight")
 
 
 class UnsupportedAlgorithm(ValueError):
@@ -24,14 +42,16 @@ class Algorithm:
     """One way to compute one pass.
 
     - supports(shape, dtype, device): None, or the reason why not
-    - workspace_bytes(shape, dtype): memory beyond inputs and output
+    - workspace_bytes(shape, dtype, limit=None): memory beyond inputs and output, kept under `limit` bytes if that is
+      possible; None: at most 256 MiB where it can work in chunks
     - deterministic: two runs give the same bits
-    - run: forward (x, w, b, y, shape), backward_input (gy, w, gx, shape) or backward_weight (x, gy, gw, shape).
-      On the CPU all arrays are contiguous. Where kernels run, x and gy may have any strides, and forward takes `relu`.
+    - run: forward (x, w, b, y, shape), backward_input (gy, w, gx, shape) or backward_weight (x, gy, gw, shape), and the
+      keyword workspace_limit. On the CPU all arrays are contiguous. Where kernels run, x and gy may have any strides,
+      and forward takes `relu`.
     """
 
     supports: Callable[[ConvShape, np.dtype, str], str | None]
-    workspace_bytes: Callable[[ConvShape, np.dtype], int]
+    workspace_bytes: Callable[..., int]
     deterministic: bool
     run: Callable[..., None]
 
@@ -54,103 +74,74 @@ def _im2col_workspace(shape: ConvShape, dtype: np.dtype) -> int:
     return _C.conv2d_im2col_workspace_bytes(shape.flat, dtype.itemsize)
 
 
+def _fixed(workspace: Callable[[ConvShape, np.dtype], int]) -> Callable[..., int]:
+    """The workspace of an algorithm that cannot do with less, whatever the limit."""
+    return lambda shape, dtype, limit=None: workspace(shape, dtype)
+
+
+def _without_limit(run: Callable[..., None]) -> Callable[..., None]:
+    return lambda *arguments, workspace_limit=None: run(*arguments)
+
+
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     """A function of the extension, which takes the shape as plain integers."""
-
-    def run(*arguments: Any) -> None:
-        *arrays, shape = arguments
-        function(*arrays, shape.flat)
-
-    return run
+    return _without_limit(lambda *arguments: function(*arguments[:-1], arguments[-1].flat))
 
 
-def _table(**algorithms: tuple[Any, ...]) -> dict[str, Algorithm]:
-    """Rows of (supports, workspace_bytes, run); none of them adds across threads, so all are deterministic."""
-    return {name: Algorithm(supports, workspace, True, run) for name, (supports, workspace, run) in algorithms.items()}
+def _extension(
+    name: str,
+    supports: Callable[[ConvShape, np.dtype, str], str | None],
+    workspace: Callable[[ConvShape, np.dtype], int],
+) -> dict[str, Algorithm]:
+    """The rows of an algorithm of the extension, for each pass; none adds across threads, so all are deterministic."""
+    functions = {operation: _compiled(getattr(_C, f"{operation}_{name}")) for operation in PASSES}
+    return {operation: Algorithm(supports, _fixed(workspace), True, run) for operation, run in functions.items()}
 
 
-ALGORITHMS: dict[str, dict[str, Algorithm]] = {
-    "conv2d_forward": _table(
-        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_forward_direct)),
-        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_forward_im2col)),
-        toeplitz=(conv_toeplitz.supports, conv_toeplitz.forward_workspace, conv_toeplitz.forward),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, _compiled(_C.conv2d_forward_fft)),
-        winograd=(
-            conv_winograd.supports,
-            conv_winograd.winograd_workspace,
-            _compiled(_C.conv2d_forward_winograd),
-        ),
-        winograd4=(
-            conv_winograd.supports,
-            conv_winograd.winograd4_workspace,
-            _compiled(_C.conv2d_forward_winograd4),
-        ),
-    ),
-    "conv2d_backward_input": _table(
-        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_input_direct)),
-        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_input_im2col)),
-        toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_input_workspace, conv_toeplitz.backward_input),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, _compiled(_C.conv2d_backward_input_fft)),
-        winograd=(
-            conv_winograd.supports,
-            conv_winograd.winograd_workspace,
-            _compiled(_C.conv2d_backward_input_winograd),
-        ),
-        winograd4=(
-            conv_winograd.supports,
-            conv_winograd.winograd4_workspace,
-            _compiled(_C.conv2d_backward_input_winograd4),
-        ),
-    ),
-    "conv2d_backward_weight": _table(
-        direct=(_everything, _direct_workspace, _compiled(_C.conv2d_backward_weight_direct)),
-        im2col=(_everything, _im2col_workspace, _compiled(_C.conv2d_backward_weight_im2col)),
-        toeplitz=(conv_toeplitz.supports, conv_toeplitz.backward_weight_workspace, conv_toeplitz.backward_weight),
-        fft=(conv_fft.supports, conv_fft.workspace_bytes, _compiled(_C.conv2d_backward_weight_fft)),
-        winograd=(
-            conv_winograd.supports,
-            conv_winograd.winograd_workspace,
-            _compiled(_C.conv2d_backward_weight_winograd),
-        ),
-        winograd4=(
-            conv_winograd.supports,
-            conv_winograd.winograd4_workspace,
-            _compiled(_C.conv2d_backward_weight_winograd4),
-        ),
-    ),
-}
+def _python(module: ModuleType) -> dict[str, Algorithm]:
+    """The rows of an algorithm of the CPU that is written in Python."""
+    return {
+        operation: Algorithm(module.supports, _fixed(workspace), True, _without_limit(run))
+        for operation, workspace, run in _functions(module)
+    }
 
+
+def _kernels(module: ModuleType) -> dict[str, Algorithm]:
+    """The rows of a module's algorithm for devices that run kernels; sums are ordered, so all are deterministic."""
+    return {
+        operation: Algorithm(module.supports, workspace, True, run) for operation, workspace, run in _functions(module)
+    }
+
+
+def _functions(module: ModuleType) -> list[tuple[str, Callable[..., int], Callable[..., None]]]:
+    """(operation, workspace, run) of each pass: a module's forward_workspace, forward, and so on."""
+    passes = {operation: operation.removeprefix("conv2d_") for operation in PASSES}
+    return [(each, getattr(module, f"{name}_workspace"), getattr(module, name)) for each, name in passes.items()]
+
+
+def _table(**algorithms: dict[str, Algorithm]) -> dict[str, dict[str, Algorithm]]:
+    """Pass → name → Algorithm."""
+    return {operation: {name: rows[operation] for name, rows in algorithms.items()} for operation in PASSES}
+
+
+ALGORITHMS = _table(
+    direct=_extension("direct", _everything, _direct_workspace),
+    im2col=_extension("im2col", _everything, _im2col_workspace),
+    toeplitz=_python(conv_toeplitz),
+    fft=_extension("fft", conv_fft.supports, conv_fft.workspace_bytes),
+    winograd=_extension("winograd", conv_winograd.supports, conv_winograd.winograd_workspace),
+    winograd4=_extension("winograd4", conv_winograd.supports, conv_winograd.winograd4_workspace),
+)
 
 # Of devices that run kernels: cuda and sim.
-KERNEL_ALGORITHMS: dict[str, dict[str, Algorithm]] = {
-    "conv2d_forward": _table(
-        direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.forward),
-        implicit_gemm=(
-            conv_implicit_gemm.supports,
-            conv_implicit_gemm.forward_workspace,
-            conv_implicit_gemm.forward,
-        ),
-        im2col=(conv_im2col.supports, conv_im2col.forward_workspace, conv_im2col.forward),
-    ),
-    "conv2d_backward_input": _table(
-        direct=(conv_direct.supports, conv_direct.no_workspace, conv_direct.backward_input),
-        implicit_gemm=(
-            conv_implicit_gemm.supports,
-            conv_implicit_gemm.backward_input_workspace,
-            conv_implicit_gemm.backward_input,
-        ),
-        im2col=(conv_im2col.supports, conv_im2col.backward_input_workspace, conv_im2col.backward_input),
-    ),
-    "conv2d_backward_weight": _table(
-        direct=(conv_direct.supports, conv_direct.backward_weight_workspace, conv_direct.backward_weight),
-        implicit_gemm=(
-            conv_implicit_gemm.supports,
-            conv_implicit_gemm.backward_weight_workspace,
-            conv_implicit_gemm.backward_weight,
-        ),
-        im2col=(conv_im2col.supports, conv_im2col.backward_weight_workspace, conv_im2col.backward_weight),
-    ),
-}
+KERNEL_ALGORITHMS = _table(
+    direct=_kernels(conv_direct),
+    implicit_gemm=_kernels(conv_implicit_gemm),
+    im2col=_kernels(conv_im2col),
+    winograd=_kernels(conv_winograd),
+    winograd4=_kernels(conv_winograd4),
+    fft=_kernels(conv_fft),
+)
 
 
 def table(operation: str, device: str) -> dict[str, Algorithm]:
@@ -158,81 +149,143 @@ def table(operation: str, device: str) -> dict[str, Algorithm]:
     return (ALGORITHMS if device == "cpu" else KERNEL_ALGORITHMS)[operation]
 
 
-def choose(operation: str, shape: ConvShape, device: str = "cpu") -> str:
-    """The algorithm that "auto" stands for: a function of integers and the kind of device alone.
+def refusal(name: str, operation: str, shape: ConvShape, dtype: Any, device: str, limit: int | None) -> str | None:
+    """Why the algorithm `name` cannot compute this; None if it can."""
+    if name not in table(operation, device):
+        return f"it does not run on the device {device}"
+    entry, dtype = table(operation, device)[name], np.dtype(dtype)
+    reason = entry.supports(shape, dtype, device)
+    if reason is not None or limit is None:
+        return reason
+    needed = entry.workspace_bytes(shape, dtype, limit)
+    return f"it needs {needed} bytes of workspace, and the limit is {limit}" if needed > limit else None
 
-    On the CPU: depthwise convolution has one input channel a group, and a GEMM of one row and R·S columns wastes the
-    register tile, so direct loops win. Many channels on both sides repay the transforms of `_by_transforms`. Everything
-    else has enough reuse for im2col's register tile.
 
-    Where kernels run: implicit_gemm, which writes no patches to memory and sums over the batch in one product; but
-    direct for groups of few channels and for first layers (`conv_direct.wins` has the reasons), and im2col for what
-    implicit_gemm refuses, filters whose rows and columns do not fit the 32 bits of its masks.
+def algorithms(
+    operation: str, shape: ConvShape, dtype: Any = np.float32, device: str = "cpu", workspace_limit: int | None = None
+) -> list[str]:
+    """The names of the algorithms that can compute a pass of a convolution on a device within the limit.
+
+    - operation: one of PASSES; device: "cpu", "sim" or "cuda"
+    Raises ValueError for an operation that is none of them, or a limit below 0.
     """
-    if device != "cpu":
-        if conv_direct.wins(operation, shape):
-            return "direct"
-        return "implicit_gemm" if conv_implicit_gemm.supports(shape, np.dtype(np.float32), device) is None else "im2col"
-    if shape.C == shape.groups and shape.C > 1:
-        return "direct"
-    plain = shape.groups == 1 and shape.stride == shape.dilation == (1, 1)
-    # A transformed number takes part in as many products as there are channels on the other side; with 32 it is a tie.
-    if plain and min(shape.C, shape.K) >= 64:
-        return _by_transforms(shape)
-    return "im2col"
+    if operation not in PASSES:
+        raise ValueError(f"operation is {operation!r}; it must be one of {', '.join(PASSES)}")
+    limit = conv_settings.limit_of(operation, workspace_limit)
+    names = table(operation, device)
+    return [name for name in names if refusal(name, operation, shape, dtype, device, limit) is None]
 
 
-def _by_transforms(shape: ConvShape) -> str:
-    """The choice for many channels, stride, dilation and groups 1; measured on VGG's, AlexNet's and larger kernels.
+def choose(
+    operation: str,
+    shape: ConvShape,
+    device: str = "cpu",
+    dtype: Any = np.float32,
+    workspace_limit: int | None = None,
+) -> str:
+    """The algorithm that "auto" stands for; `explain` also says why.
 
-    Transforms of the filters are repaid by many tiles of the images. Beside that of im2col the rounding error of
-    winograd is at most twice as large, and that of winograd4 five times (a relative L2 error of at most 1.5e-6).
+    A function of integers, the kind of device and, on a GPU, its model; where `gpucnn tune` has measured this
+    convolution on this device, the fastest of what it found instead.
+    Raises UnsupportedAlgorithm where none can compute it within the limit.
     """
-    enough_tiles = 128
-    if (shape.R, shape.S) == (3, 3):
-        if shape.N * -(-shape.P // 4) * -(-shape.Q // 4) >= enough_tiles:
-            return "winograd4"
-        return "winograd" if shape.N * -(-shape.P // 2) * -(-shape.Q // 2) >= enough_tiles else "im2col"
-    # Spectra of a filter take up to 17 KB whatever the kernel's size, so there must not be too many filters either.
-    pixels, filters = shape.N * shape.P * shape.Q, shape.K * shape.C
-    return "fft" if min(shape.R, shape.S) >= 5 and pixels >= 4096 and filters <= 128 * 128 else "im2col"
+    limit = conv_settings.limit_of(operation, workspace_limit)
+    return choice(operation, shape, np.dtype(dtype), device, limit).algorithm
 
 
-def find(operation: str, shape: ConvShape, dtype: np.dtype, algorithm: str, device: str = "cpu") -> Algorithm:
+def choice(
+    operation: str, shape: ConvShape, dtype: np.dtype, device: str, limit: int | None, card: Card | None = None
+) -> Choice:
+    """What `choose` returns, and why; card: another GPU than the one there is, of which no results are at hand."""
+    state = card is None and conv_settings.tuned(), conv_tuning.state(), get_num_threads()
+    own = card_of(device)
+    return _choose(operation, shape, dtype, device, limit, own and (card or own), state)
+
+
+@lru_cache(maxsize=4096)
+def _choose(
+    operation: str,
+    shape: ConvShape,
+    dtype: np.dtype,
+    device: str,
+    limit: int | None,
+    card: Card | None,
+    state: tuple[bool, tuple[int, str | None], int],
+) -> Choice:
+    """state: what else the choice depends on: whether tuning results are used, which there are, and the threads."""
+    names = algorithms(operation, shape, dtype, device, limit)
+    if not names:
+        raise UnsupportedAlgorithm(_nothing_fits(operation, shape, dtype, device, limit))
+    measured = conv_tuning.fastest(operation, shape, dtype, device, names, limit) if state[0] else None
+    if measured is not None:
+        return Choice(measured[0], f"gpucnn tune measured {measured[1]:.3f} ms on this device, the least")
+    if card is None:
+        return conv_choice.choose_on_cpu(operation, shape, names)
+    return conv_choice.choose_for_kernels(operation, shape, names, card, limit)
+
+
+def card_of(device: str) -> Card | None:
+    """The GPU that a choice reckons with; None for the CPU."""
+    if device == "cpu":
+        return None
+    if not device.startswith("cuda") or not devices.has_cuda():
+        return cards.SIMULATED
+    return cards.card_of(*devices.gpu(device))
+
+
+def _nothing_fits(operation: str, shape: ConvShape, dtype: np.dtype, device: str, limit: int | None) -> str:
+    reasons = {name: refusal(name, operation, shape, dtype, device, limit) for name in table(operation, device)}
+    return f"{operation}: no algorithm can compute this: " + "; ".join(
+        f"{name}: {why}" for name, why in reasons.items()
+    )
+
+
+def find(
+    operation: str,
+    shape: ConvShape,
+    dtype: np.dtype,
+    algorithm: str,
+    device: str = "cpu",
+    workspace_limit: int | None = None,
+) -> Algorithm:
     """The entry for `algorithm` in the device's table, or for the choice if it is "auto".
 
-    Raises UnsupportedAlgorithm for an unknown name, or one that cannot compute this shape.
+    Raises UnsupportedAlgorithm for an unknown name, or one that cannot compute this shape or needs more workspace.
     """
-    entries = table(operation, device)
-    name = choose(operation, shape, device) if algorithm == "auto" else algorithm
-    able = [other for other, entry in entries.items() if entry.supports(shape, dtype, device) is None]
-    if name not in entries:
-        elsewhere = name in ALGORITHMS[operation] or name in KERNEL_ALGORITHMS[operation]
+    entries, limit = table(operation, device), conv_settings.limit_of(operation, workspace_limit)
+    if algorithm == "auto":
+        return entries[choice(operation, shape, dtype, device, limit).algorithm]
+    if algorithm not in entries:
+        elsewhere = algorithm in ALGORITHMS[operation] or algorithm in KERNEL_ALGORITHMS[operation]
         problem = f"does not run on the device {device}" if elsewhere else "is unknown"
-        raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r} {problem}; use 'auto' or one of {', '.join(able)}")
-    reason = entries[name].supports(shape, dtype, device)
+        able = ", ".join(algorithms(operation, shape, dtype, device, limit))
+        raise UnsupportedAlgorithm(f"{operation}: algorithm {algorithm!r} {problem}; use 'auto' or one of {able}")
+    reason = refusal(algorithm, operation, shape, dtype, device, limit)
     if reason is not None:
-        raise UnsupportedAlgorithm(f"{operation}: algorithm {name!r}: {reason}; these would work: {', '.join(able)}")
-    return entries[name]
+        able = ", ".join(algorithms(operation, shape, dtype, device, limit)) or "none"
+        raise UnsupportedAlgorithm(f"{operation}: algorithm {algorithm!r}: {reason}; these would work: {able}")
+    return entries[algorithm]
 
 
-def run(operation: str, shape: ConvShape, algorithm: str, *arguments: Any) -> None:
+def run(operation: str, shape: ConvShape, algorithm: str, workspace_limit: int | None, *arguments: Any) -> None:
     """Compute a pass by `algorithm`; where memory does not suffice, "auto" tries the one of the least workspace.
 
     - arguments: as Algorithm.run takes them; the first is an array
     Raises UnsupportedAlgorithm, and MemoryError if no algorithm takes less.
     """
     dtype, device = arguments[0].dtype, devices.of(arguments[0])
-    entry = find(operation, shape, dtype, algorithm, device)
+    limit = conv_settings.limit_of(operation, workspace_limit)
+    entry = find(operation, shape, dtype, algorithm, device, limit)
     try:
-        return entry.run(*arguments)
+        return entry.run(*arguments, workspace_limit=limit)
     except MemoryError as error:
-        frugal = _least_workspace(operation, shape, dtype, device)
-        if algorithm != "auto" or frugal.workspace_bytes(shape, dtype) >= entry.workspace_bytes(shape, dtype):
+        frugal, least = _least_workspace(operation, shape, dtype, device)
+        if algorithm != "auto" or least >= entry.workspace_bytes(shape, dtype, limit):
             raise MemoryError(f"{operation}: {error}") from error
-    frugal.run(*arguments)  # after the exception, which holds the arrays of the frames it went through
+    frugal.run(*arguments, workspace_limit=least)  # after the exception, which holds the arrays of its frames
 
 
-def _least_workspace(operation: str, shape: ConvShape, dtype: np.dtype, device: str) -> Algorithm:
+def _least_workspace(operation: str, shape: ConvShape, dtype: np.dtype, device: str) -> tuple[Algorithm, int]:
+    """The algorithm that can do with the least, and how much that is."""
     entries = (entry for entry in table(operation, device).values() if entry.supports(shape, dtype, device) is None)
-    return min(entries, key=lambda entry: entry.workspace_bytes(shape, dtype))
+    return min(((entry, entry.workspace_bytes(shape, dtype, 0)) for entry in entries), key=lambda each: each[1])

@@ -62,13 +62,15 @@ def _check_channels(C: int, weight: tuple[int, ...], groups: int) -> None:
         raise ValueError(f"conv_transpose2d: in_channels (={C}) must be divisible by groups (={groups})")
 
 
-def conv_transpose2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto") -> np.ndarray:
+def conv_transpose2d_forward(
+    x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto", workspace_limit: int | None = None
+) -> np.ndarray:
     """y (N,K,P,Q) from x (N,C,H,W) and weight (C,K/groups,R,S), plus bias (K,); raises as conv2d_forward.
 
     The backward passes are conv2d's own: gx = conv2d_forward(gy, weight), gw = conv2d_backward_weight(gy, x).
     """
     check_operands("conv_transpose2d", x, weight, bias, shape.C)
-    y = conv2d_backward_input(x, weight, shape, algorithm)
+    y = conv2d_backward_input(x, weight, shape, algorithm, workspace_limit)
     if bias is not None:
         y += bias[:, None, None]
     return y

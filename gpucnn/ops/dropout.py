@@ -8,7 +8,7 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
-from gpucnn.launch import grid_for, launch
+from gpucnn.launch import grid_for, launch, random_stream
 from gpucnn.ops.shapes import require_float
 
 
@@ -25,7 +25,8 @@ def dropout(x: Any, p: float, seed: int, offset: int) -> np.ndarray:
     x = devices.contiguous(x)
     y = devices.empty_like(x)
     if devices.runs_kernels(x):
-        launch("dropout", grid_for(-(-x.size // 4)), x, y, x.size, seed, offset, threshold, 1 / (1 - p))
+        offset, stream = random_stream(offset, x)
+        launch("dropout", grid_for(-(-x.size // 4)), x, y, x.size, seed, offset, stream, threshold, 1 / (1 - p))
         return y
     _C.dropout(x.reshape(-1), y.reshape(-1), seed, offset, threshold, 1 / (1 - p))
     return y

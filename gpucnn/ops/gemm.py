@@ -28,14 +28,13 @@ class Tile(NamedTuple):
         return f"{self.M}x{self.N}"
 
 
-# The share of multiply-adds in the compiled main loop is .87, .79 and .70; 32x32 also wants 32 bytes a clock from L2.
-TILES = (Tile(128, 128, 2, 87), Tile(64, 64, 4, 77), Tile(32, 32, 12, 58))
+# The share of multiply-adds in the compiled main loop is .89, .82 and .73; 32x32 also wants 32 bytes a clock from L2.
+TILES = (Tile(128, 128, 2, 89), Tile(64, 64, 4, 82), Tile(32, 32, 12, 60))
 # Of tensor cores: multiply-adds beside the 128 of float32 units, at the share of mma.sync's rate that is planned for.
 TENSOR_TILES = {
     "float32_tensor": (Tile(128, 128, 1, 130), Tile(64, 64, 3, 110)),
     "tf32": (Tile(128, 128, 2, 300), Tile(64, 64, 4, 220)),
 }
-TENSOR_STAGES = 3  # tiles of STEP terms in shared memory, each row of which has 8 floats more
 STEP = 16  # terms that a kernel takes at a time
 MULTIPLY_ADDS = 128  # of one multiprocessor in one clock
 STEP_CLOCKS = 800  # a step lasts no less: the next tiles come from memory meanwhile
@@ -112,15 +111,15 @@ def gemm(
         swapped = {"column": "row", "row": "column"}[bias_axis]
         transposed = b.swapaxes(1, 2), a.swapaxes(1, 2), c.swapaxes(1, 2)
         return gemm(*transposed, bias, swapped, relu, tile, splits, precision)
-    arithmetic = arithmetic_of(c, precision)
+    arithmetic = arithmetic_of("gemm", c, precision)
     if 0 in (B, M, N):
         return
     chosen, count = choose_tile(M, N, K, B, multiprocessors(), TENSOR_TILES.get(arithmetic, TILES))
-    form = tile or chosen.name, splits or count, arithmetic
+    form = tile or chosen.name, splits or count, kernel_prefix(arithmetic)
     _launch(a, b, c, devices.contiguous(bias), bias_axis == "row", bool(relu), *form)
 
 
-def arithmetic_of(array: Any, precision: str | None) -> str:
+def arithmetic_of(operation: str, array: Any, precision: str | None = None) -> str:
     """The precision that products on an array's device are computed in: what is asked for, or in force, where it can be.
 
     Raises ValueError for an unknown one, and for one that is asked for and that the GPU does not have.
@@ -129,8 +128,13 @@ def arithmetic_of(array: Any, precision: str | None) -> str:
     if chosen == "float32" or architecture_of(array) >= 80:
         return chosen
     if precision is not None:
-        raise ValueError(f"gemm: precision {precision!r} needs tensor cores of sm_80 or later; use 'float32'")
+        raise ValueError(f"{operation}: precision {precision!r} needs tensor cores of sm_80 or later; use 'float32'")
     return "float32"
+
+
+def kernel_prefix(arithmetic: str) -> str:
+    """What stands before the tile in the name of a kernel of this arithmetic."""
+    return "" if arithmetic == "float32" else f"{arithmetic}_"
 
 
 def _check_gemm(a: Any, b: Any, c: Any, bias: Any, bias_axis: str) -> tuple[int, int, int, int]:
@@ -166,29 +170,41 @@ def _operand(array: Any, B: int, contiguous: bool = False) -> tuple[Any, bool, i
     return array, last, strides[0 if last else 1], batch if array.shape[0] == B else 0
 
 
-def _launch(a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, tile: str, splits: int,
-            arithmetic: str) -> None:  # fmt: skip
+def _in_quads(array: Any, count: int, strides: list[int]) -> bool:
+    """Whether rows of `count` values begin at 16 bytes and are read by them."""
+    return devices.address(array) % 16 == count % 4 == strides[0] % 4 == strides[1] % 4 == 0
+
+
+def _launch(a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, tile: str, splits: int, prefix: str) -> None:
     (B, M, N), K = c.shape, a.shape[2]
     b, b_columns, *b_strides = _operand(b, B)
     a, a_terms, *a_strides = _operand(a, B)
     if not a_terms and not b_columns:  # no kernel takes both transposed
         a, a_terms, *a_strides = _operand(a, B, contiguous=True)
+    quads = (a_terms or _in_quads(a, M, a_strides)) and (not b_columns or _in_quads(b, N, b_strides))
+    layout = ("n" if a_terms else "t") + ("n" if b_columns else "t") + ("" if quads else "_words")
     tile_m, tile_n = map(int, tile.split("x"))
-    kernel, shared = f"gemm_{'n' if a_terms else 't'}{'n' if b_columns else 't'}_{tile}", 0
-    if arithmetic != "float32":
-        kernel = kernel.replace(tile, f"{arithmetic}_{tile}")
-        shared = TENSOR_STAGES * STEP * (tile_m + 8 + tile_n + 8) * 4
     terms = _split_terms(K, splits)
     splits = max(1, -(-K // max(terms, 1)))  # steps of a few terms may fill fewer
     blocks = B * -(-M // tile_m) * -(-N // tile_n) * splits
     c_strides = [stride // c.itemsize for stride in (c.strides[1], c.strides[0])]
     shape = (M, N, K, splits, terms, per_row, relu, *a_strides, *b_strides)
     if splits == 1:
-        launch(kernel, blocks, Strided(a), Strided(b), Strided(c), bias, (*shape, *c_strides, 0), shared_bytes=shared)
+        launch(
+            f"gemm_{layout}_{prefix}{tile}", blocks, Strided(a), Strided(b), Strided(c), bias, (*shape, *c_strides, 0)
+        )
         return
     planes = devices.empty((splits, B, M, N), c.dtype, c)
     unfinished = (*shape[:5], 0, 0, *shape[7:])
-    launch(kernel, blocks, Strided(a), Strided(b), planes, None, (*unfinished, N, M * N, B * M * N), shared_bytes=shared)
+    launch(
+        f"gemm_{layout}_{prefix}{tile}",
+        blocks,
+        Strided(a),
+        Strided(b),
+        planes,
+        None,
+        (*unfinished, N, M * N, B * M * N),
+    )
     launch("gemm_add_splits", grid_for(c.size), planes, Strided(c), bias, (*shape, *c_strides, 0), c.size)
 
 

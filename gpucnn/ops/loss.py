@@ -92,18 +92,18 @@ def cross_entropy_forward(x: Any, labels: np.ndarray, label_smoothing: float) ->
 
 
 def cross_entropy_backward(
-    log_probabilities: np.ndarray, labels: np.ndarray, label_smoothing: float, gy: np.ndarray
+    log_probabilities: np.ndarray, labels: np.ndarray, label_smoothing: float, gy: np.ndarray, divisor: int = 1
 ) -> np.ndarray:
-    """gx (N,classes) = (softmax(x) − t) · gy for row gradients gy (N,)."""
+    """gx (N,classes) = (softmax(x) − t) · gy / divisor for row gradients gy (N,)."""
     if devices.runs_kernels(log_probabilities):
         gx, stride = devices.empty_like(log_probabilities), gy.strides[0] // gy.itemsize
         arrays = log_probabilities, devices.contiguous(labels), Strided(gy), stride, gx
-        launch_rows("cross_entropy_backward", *arrays, shape=gx.shape, more=(label_smoothing,))
+        launch_rows("cross_entropy_backward", *arrays, shape=gx.shape, more=(label_smoothing, divisor))
         return gx
     gx = np.exp(log_probabilities)
     gx -= label_smoothing / gx.shape[1]
     gx[np.arange(len(labels)), labels] -= 1 - label_smoothing
-    return gx * gy[:, None]
+    return gx * (gy / divisor)[:, None]
 
 
 def binary_cross_entropy_forward(x: Any, target: Any) -> np.ndarray:

@@ -65,6 +65,13 @@ def batch_norm_statistics(
     return mean, 1 / np.sqrt(variance + eps)
 
 
+def batch_norm_count(batches: Any) -> None:
+    """Add 1 to batches (), an int64 array, in place."""
+    if devices.runs_kernels(batches):
+        return kernels.batch_norm_count(batches)
+    batches[...] += 1
+
+
 def _move(running: np.ndarray, batch: np.ndarray, momentum: float) -> None:
     running *= 1 - momentum
     running += momentum * batch

@@ -111,6 +111,11 @@ def batch_norm_statistics(x: Any, eps: float, running_mean: Any, running_var: An
     return mean, inverse_std
 
 
+def batch_norm_count(batches: Any) -> None:
+    """One batch more."""
+    launch("batch_norm_count", 1, batches)
+
+
 def batch_norm_running(x: Any, running_mean: Any, running_var: Any, eps: float) -> tuple[Any, Any]:
     """(mean, inverse_std), each (C,), of running statistics, which may move on afterwards."""
     C = x.shape[1]

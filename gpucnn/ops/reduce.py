@@ -32,7 +32,8 @@ def sum_over(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
         for reduced, part in groupby(enumerate(x.shape), lambda item: item[0] in axes)
     ]
     y = _sum_groups(devices.contiguous(x), groups)
-    return y.reshape(kept if keepdims else [n for i, n in enumerate(kept) if i not in axes])
+    shape = tuple(kept if keepdims else [n for i, n in enumerate(kept) if i not in axes])
+    return y if y.shape == shape else y.reshape(shape)
 
 
 def mean_over_all(x: Any) -> Any:

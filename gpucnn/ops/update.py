@@ -1,6 +1,7 @@
 """Optimiser updates of arrays, in place, of as many parameters as there are: kernels take 64 of them in a launch.
 
-On the CPU SGD and Adam make one pass over memory for each parameter.
+On the CPU SGD and Adam make one pass over memory for each parameter. l1_decay adds l1_decay · sign(parameter) to the
+gradient first, as l1_decay · Σ|parameter| in the loss does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
-from gpucnn.launch import launch, max_pointers
+from gpucnn.launch import changing, launch, max_pointers
 from gpucnn.ops.reduce import sizes, sum_of_squares
 
 Arrays = Sequence[np.ndarray]
@@ -29,6 +30,7 @@ def sgd_update(
     dampening: float,
     nesterov: bool,
     weight_decay: float,
+    l1_decay: float = 0.0,
     first: bool,
 ) -> None:
     """parameter −= lr · v with v = momentum·v + (1 − dampening)·g and g = gradient + weight_decay·parameter.
@@ -36,13 +38,14 @@ def sgd_update(
     The first step sets v = g. Nesterov steps along g + momentum·v (Sutskever et al. 2013, as in PyTorch).
     """
     if devices.runs_kernels(parameters[0]):
-        step = lr, momentum, 1 - dampening, weight_decay, nesterov, first
+        step = lr, momentum, 1 - dampening, weight_decay, l1_decay, nesterov, first
         if momentum_buffers is None:
             return _launch("sgd_update", (parameters, gradients), step)
         return _launch("sgd_momentum_update", (parameters, gradients, momentum_buffers), step)
     options = momentum, dampening, nesterov, weight_decay, first
     for position, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         buffer = None if momentum_buffers is None else momentum_buffers[position].reshape(-1)
+        gradient = _with_l1_decay(gradient, parameter, l1_decay)
         _C.sgd_update(parameter.reshape(-1), _flat(gradient, parameter), buffer, lr, *options)
 
 
@@ -56,16 +59,18 @@ def adam_update(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    l1_decay: float = 0.0,
     decoupled: bool,
     step: int,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1); weight decay joins the gradient or is apart (Loshchilov & Hutter 2019)."""
     if devices.runs_kernels(parameters[0]):
         corrections = [1 - beta**step for beta in betas]
-        decay = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+        decay = (0.0, l1_decay, 1 - lr * weight_decay) if decoupled else (weight_decay, l1_decay, 1.0)
         scalars = lr / corrections[0], 1 - betas[0], betas[1], 1 - betas[1], math.sqrt(corrections[1]), eps, *decay
         return _launch("adam_update", (parameters, gradients, first_moments, second_moments), scalars)
     for parameter, gradient, first, second in zip(parameters, gradients, first_moments, second_moments, strict=True):
+        gradient = _with_l1_decay(gradient, parameter, l1_decay)
         flat, moments = _flat(gradient, parameter), (first.reshape(-1), second.reshape(-1))
         _C.adam_update(parameter.reshape(-1), flat, *moments, lr, *betas, eps, weight_decay, decoupled, step)
 
@@ -82,6 +87,7 @@ def rmsprop_update(
     eps: float,
     momentum: float,
     weight_decay: float,
+    l1_decay: float = 0.0,
 ) -> None:
     """parameter −= lr · g / (√v + eps), v the running mean of g² (Tieleman & Hinton 2012).
 
@@ -92,10 +98,10 @@ def rmsprop_update(
         more = {"mean": means, "momentum_buffer": momentum_buffers}
         kept = {name: arrays for name, arrays in more.items() if arrays is not None}
         arrays = parameters, gradients, square_averages, *kept.values()
-        step = lr, alpha, 1 - alpha, eps, momentum, weight_decay
+        step = lr, alpha, 1 - alpha, eps, momentum, weight_decay, l1_decay
         return _launch("_".join(("rmsprop", *kept, "update")), arrays, step)
     for position, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-        gradient = gradient + weight_decay * parameter
+        gradient = _with_l1_decay(gradient, parameter, l1_decay) + weight_decay * parameter
         variance = square_averages[position]
         _run_mean(variance, np.square(gradient), alpha)
         if means is not None:
@@ -118,14 +124,15 @@ def adagrad_update(
     lr_decay: float,
     eps: float,
     weight_decay: float,
+    l1_decay: float = 0.0,
     step: int,
 ) -> None:
     """parameter −= lr / (1 + (step − 1)·lr_decay) · g / (√Σg² + eps) (Duchi, Hazan & Singer 2011), step = 1, 2, …"""
     rate = lr / (1 + (step - 1) * lr_decay)
     if devices.runs_kernels(parameters[0]):
-        return _launch("adagrad_update", (parameters, gradients, square_sums), (rate, eps, weight_decay))
+        return _launch("adagrad_update", (parameters, gradients, square_sums), (rate, eps, weight_decay, l1_decay))
     for parameter, gradient, square_sum in zip(parameters, gradients, square_sums, strict=True):
-        gradient = gradient + weight_decay * parameter
+        gradient = _with_l1_decay(gradient, parameter, l1_decay) + weight_decay * parameter
         square_sum += np.square(gradient)
         parameter -= rate * gradient / (np.sqrt(square_sum) + eps)
 
@@ -140,22 +147,18 @@ def adadelta_update(
     rho: float,
     eps: float,
     weight_decay: float,
+    l1_decay: float = 0.0,
 ) -> None:
     """parameter −= lr · d with d = g · √(mean of d² + eps) / √(mean of g² + eps) (Zeiler 2012, algorithm 1)."""
     arrays = parameters, gradients, square_averages, step_averages
     if devices.runs_kernels(parameters[0]):
-        return _launch("adadelta_update", arrays, (lr, rho, 1 - rho, eps, weight_decay))
+        return _launch("adadelta_update", arrays, (lr, rho, 1 - rho, eps, weight_decay, l1_decay))
     for parameter, gradient, square_average, step_average in zip(*arrays, strict=True):
-        gradient = gradient + weight_decay * parameter
+        gradient = _with_l1_decay(gradient, parameter, l1_decay) + weight_decay * parameter
         _run_mean(square_average, np.square(gradient), rho)
         direction = np.sqrt(step_average + eps) / np.sqrt(square_average + eps) * gradient
         _run_mean(step_average, np.square(direction), rho)
         parameter -= lr * direction
-
-
-def add_l1_decay(gradient: np.ndarray, parameter: np.ndarray, l1_decay: float) -> np.ndarray:
-    """gradient + l1_decay · sign(parameter): the gradient where l1_decay · Σ|parameter| joins the loss."""
-    return gradient + l1_decay * np.sign(parameter) if l1_decay else gradient
 
 
 def global_norm(arrays: Arrays) -> float:
@@ -175,7 +178,12 @@ def _launch(kernel: str, arrays: tuple[Arrays, ...], step: tuple[float, ...]) ->
     for start in range(0, len(parameters), max_pointers()):
         some = [list(each[start : start + max_pointers()]) for each in lists]
         blocks = min(-(-max(parameter.size for parameter in some[0]) // UPDATE_BLOCK), UPDATE_BLOCKS)
-        launch(kernel, (blocks, len(some[0])), *some, sizes(some[0]), step)
+        now = changing(np.array(step, np.float32), parameters[0])
+        launch(kernel, (blocks, len(some[0])), *some, sizes(some[0]), step, now)
+
+
+def _with_l1_decay(gradient: np.ndarray, parameter: np.ndarray, l1_decay: float) -> np.ndarray:
+    return gradient + l1_decay * np.sign(parameter) if l1_decay else gradient
 
 
 def _run_mean(mean: np.ndarray, value: np.ndarray, kept: float) -> None:

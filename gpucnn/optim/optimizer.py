@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn import ops
 from gpucnn.ops.shapes import FLOATS
 from gpucnn.tensor import Tensor
 
@@ -72,9 +71,9 @@ class Optimizer:
     def _update(self, positions: list[int], group: Group) -> None:
         """One step of these parameters of the group, which have made as many steps."""
         options = {**group.options, "lr": self.lr * group.scale}
-        l1_decay, chosen = options.pop("l1_decay"), [self.parameters[position] for position in positions]
+        chosen = [self.parameters[position] for position in positions]
         arrays = [parameter.data for parameter in chosen]
-        gradients = [ops.add_l1_decay(each.grad.data, each.data, l1_decay) for each in chosen if each.grad is not None]
+        gradients = [each.grad.data for each in chosen if each.grad is not None]
         states = [self.state[position] for position in positions]
         self.update(arrays, gradients, states, self.steps[positions[0]], options)
 
@@ -89,7 +88,7 @@ class Optimizer:
         """Update arrays of one dtype on one device, which make the same step (step = 1, 2, …).
 
         - states: of each parameter its own, all empty before the first step
-        - options: the rate "lr" and whatever else the constructor handed on, as they are for this group
+        - options: the rate "lr" and whatever else the constructor handed on ("l1_decay", too), as they are here
         """
         raise NotImplementedError(f"{type(self).__name__} does not define update")
 

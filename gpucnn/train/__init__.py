@@ -18,4 +18,6 @@ from gpucnn.train.run import Measured as Measured
 from gpucnn.train.run import Outcome as Outcome
 from gpucnn.train.run import fit as fit
 from gpucnn.train.signals import Interrupted as Interrupted
+from gpucnn.train.step import CapturedStep as CapturedStep
+from gpucnn.train.step import Step as Step
 from gpucnn.train.trainer import Trainer as Trainer

@@ -60,6 +60,7 @@ def fit(
     overwrite: bool = False,
     report: Report | None = None,
     save_every: float = SAVE_EVERY,
+    capture: bool = False,
     **settings: Any,
 ) -> Outcome:
     """Train `model` on `data`, keeping everything in the folder `out`, then measure it on the test images.
@@ -70,6 +71,7 @@ def fit(
       number where the schedule is "constant" or "plateau"); start one where there is none
     - overwrite: replace a run in the folder; without either a folder that holds a run is refused
     - report: hears of every epoch; `train.Console()` prints. save_every: seconds between saves within an epoch
+    - capture: record a step's launches and replay them, with the same bits (`CapturedStep`); not on the CPU
     - settings: see `TrainConfig`; arguments of the model, such as width=0.5, are taken too; None means not given
     The checkpoint is stored at the start, after each epoch, every save_every seconds and on SIGINT or SIGTERM. The
     same seed, machine and thread count give the same bits, however often the run was stopped and resumed.
@@ -91,7 +93,7 @@ def fit(
     splits, name = _load_data(data, config)
     if config is None:
         config = recipe(model, splits.train, name, **settings)
-    run = _Run(config, splits, folder, report or Report(), save_every)
+    run = _Run(config, splits, folder, report or Report(), save_every, capture)
     with folder.locked(), interruption() as run.interrupted, devices.errors_of(run.device, "training"):
         run.begin(stored)
         return run.to_the_end()
@@ -146,7 +148,13 @@ class _Run:
     """A Trainer in its folder, with the data it needs; made before anything is written."""
 
     def __init__(
-        self, config: TrainConfig, splits: Splits, folder: RunFolder, report: Report, save_every: float
+        self,
+        config: TrainConfig,
+        splits: Splits,
+        folder: RunFolder,
+        report: Report,
+        save_every: float,
+        capture: bool,
     ) -> None:
         self.config, self.folder, self.report, self.save_every = config, folder, report, save_every
         self.device = devices.resolve(config.device)
@@ -160,7 +168,7 @@ class _Run:
         if config.validation:
             training, validation = datasets.split(training, config.validation, config.seed)
         self.normalize = Normalize(*training.statistics())
-        self.trainer = Trainer(self.model, config, training, validation, self.normalize, report)
+        self.trainer = Trainer(self.model, config, training, validation, self.normalize, report, capture)
         self.result: dict[str, Any] | None = None
         self.saved_at = time.monotonic()
         self.interrupted: Callable[[], bool] = lambda: False

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn import functional as F
 from gpucnn import optim
 from gpucnn.data import DataLoader, Dataset, Normalize
 from gpucnn.models import Network
 from gpucnn.random import default_generator
-from gpucnn.tensor import Tensor
 from gpucnn.train import augmentation
 from gpucnn.train.config import ENDLESS, TrainConfig
 from gpucnn.train.diagnosis import NonFiniteError, first_non_finite, non_finite_weights
 from gpucnn.train.evaluation import evaluate
 from gpucnn.train.report import Report
+from gpucnn.train.step import CapturedStep, Step
 
 PLATEAU_PATIENCE = 5  # epochs without a better validation loss before the rate falls to a tenth
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -42,6 +41,7 @@ class Trainer:
     """Trains `model` on `training` as `config` says, one epoch at a time; `state` and `load_state` stop and continue.
 
     - training, validation (or None): of the model's image size; normalize: their Normalize
+    - capture: record a step's launches and replay them (`CapturedStep`); needs a device that runs kernels
     - epoch, batch, step: epochs behind it, batches of the running epoch behind it, optimiser's steps in all
     - history: one dictionary an epoch, the lines of metrics.jsonl; best: the entry of the best validation accuracy
     """
@@ -54,6 +54,7 @@ class Trainer:
         validation: Dataset | None,
         normalize: Normalize,
         report: Report | None = None,
+        capture: bool = False,
     ) -> None:
         self.model, self.config, self.validation, self.normalize = model, config, validation, normalize
         self.report = report or Report()
@@ -68,6 +69,7 @@ class Trainer:
             seed=config.seed,
         )
         self.optimizer = make_optimizer(config, model)
+        self.stepper = (CapturedStep if capture else Step)(model, self.optimizer)
         self.schedule = make_schedule(config, self.optimizer, len(self.loader))
         self.epoch = self.batch = self.step = 0
         self.sums = dict(NO_SUMS)
@@ -135,17 +137,14 @@ class Trainer:
 
     def _take_step(self, images: Any, labels: Any) -> None:
         random_state = default_generator.get_state()
-        self.optimizer.zero_grad()
-        scores = self.model(Tensor(images))
-        loss = F.cross_entropy(scores, labels)
-        loss.backward()
+        loss, scores = self.stepper.backward(images, labels)
         value = float(loss.item())  # waits for a GPU, so that backward is launched before it
         if not math.isfinite(value):
             layer = first_non_finite(self.model, images, random_state)
             raise self._non_finite(f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}): {layer}")
         if self.config.clip_norm is not None:
             optim.clip_grad_norm(self.optimizer.parameters, self.config.clip_norm)
-        self.optimizer.step()
+        self.stepper.update()
         self.sums["loss"] += value * len(labels)
         self.sums["correct"] += int(np.count_nonzero(scores.data.argmax(axis=1) == labels))
         self.sums["images"] += len(labels)

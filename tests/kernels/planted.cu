@@ -162,3 +162,32 @@ KERNEL(32, 1) planted_counted(const float* x, float* y, int n) {
     y[lane] = multiply_add(tile[lane * 32], 2.0f, 1.0f);  // 4 sectors
     if (lane < 16) y[lane + 32] = x[lane];            // 2 sectors, half a warp
 }
+
+KERNEL(2048, 1) planted_too_many_threads(const float* x, float* y, int n) { y[threadIdx.x] = x[threadIdx.x]; }
+
+// Halves of a warp in operations of their own, one half two of them, then all lanes together.
+KERNEL(64, 1) planted_half_warps(const float* x, float* y, int n) {
+    float value = x[threadIdx.x];
+    if (threadIdx.x % 32 < 16) {
+        value += __shfl_xor_sync(0xffffu, value, 1);
+        value += __any_sync(0xffffu, value > 1e6f) ? 1.0f : 0.0f;
+    } else {
+        value += __popc(__ballot_sync(0xffff0000u, threadIdx.x % 2 == 0));
+    }
+    y[threadIdx.x] = value + __shfl_sync(ALL_LANES, value, 31);
+}
+
+KERNEL(64, 1) planted_different_operations(const float* x, float* y, int n) {
+    float value = x[threadIdx.x];
+    if (threadIdx.x % 32 < 16)
+        value += __shfl_xor_sync(ALL_LANES, value, 1);
+    else
+        value += __popc(__ballot_sync(ALL_LANES, true));
+    y[threadIdx.x] = value;
+}
+
+KERNEL(64, 1) planted_masks_that_differ(const float* x, float* y, int n) {
+    const float value = x[threadIdx.x];
+    y[threadIdx.x] = __shfl_sync(threadIdx.x % 32 < 16 ? 0xffffu : ALL_LANES, value, 0);
+    __syncthreads();
+}

@@ -1,0 +1,132 @@
+"""gpucnn explain: why an algorithm is chosen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gpucnn import ops
+from gpucnn.cli import options
+from gpucnn.ops.cards import CARDS, Card, named
+from gpucnn.train.rules import COUNT, Rule
+
+explain = typer.Typer(add_completion=False, rich_markup_mode=None, help="Say which algorithm is chosen, and why.")
+NOT_NEGATIVE = Rule(int, "a whole number of at least 0", lambda value: value >= 0)
+WIDTH = 140  # columns where the output is no terminal
+
+
+@explain.callback()
+def explaining() -> None:
+    """Say which algorithm is chosen, and why."""
+
+
+def _pair(rule: Rule) -> Any:
+    """A parser of 2 or 2x1, height and width."""
+
+    def parse(text: str) -> tuple[int, int]:
+        parts = [options.number(rule)(part) for part in text.split("x")]
+        if len(parts) > 2:
+            raise typer.BadParameter(f"{text!r} is not a number or HEIGHTxWIDTH")
+        return parts[0], parts[-1]
+
+    return parse
+
+
+def _gpu(text: str) -> Card:
+    try:
+        return named(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _size(name: str) -> Any:
+    return typer.Argument(parser=options.number(COUNT), metavar=name)
+
+
+def _geometry(help: str, rule: Rule = COUNT) -> Any:
+    return typer.Option(parser=_pair(rule), metavar="N[xN]", help=help)
+
+
+@explain.command()
+def conv(
+    n: Annotated[int, _size("N")],
+    c: Annotated[int, _size("C")],
+    h: Annotated[int, _size("H")],
+    w: Annotated[int, _size("W")],
+    k: Annotated[int, _size("K")],
+    r: Annotated[int, _size("R")],
+    s: Annotated[int, _size("S")],
+    stride: Annotated[Any, _geometry("Pixels from one output to the next.")] = "1",
+    padding: Annotated[Any, _geometry("Pixels of zeros around the images.", NOT_NEGATIVE)] = "0",
+    dilation: Annotated[Any, _geometry("Pixels from one tap to the next.")] = "1",
+    groups: Annotated[int, options.count("N", "Groups of channels.")] = 1,
+    which: Annotated[
+        str, typer.Option("--pass", parser=options.convolution_pass, metavar="PASS", help=options.PASS_HELP)
+    ] = "conv2d_forward",
+    device: Annotated[
+        str, typer.Option(parser=options.device_kind, metavar="NAME", help="auto, cpu, sim or cuda; needs no GPU.")
+    ] = "auto",
+    gpu: Annotated[
+        Any,
+        typer.Option(parser=_gpu, metavar="NAME", help=f"Reckon with {', '.join(CARDS)} instead of the one there is."),
+    ] = None,
+    algorithm: Annotated[str, typer.Option(metavar="NAME", help="Ask for this one.")] = "auto",
+    workspace_limit: options.WorkspaceLimit = None,
+    json: options.Json = None,
+) -> None:
+    """Print which algorithm convolves images N C H W with K filters of R x S pixels, why, and what the others cost."""
+    options.check_output(json)
+    shape = ops.conv_shape((n, c, h, w), (k, max(1, c // groups), r, s), stride, padding, dilation, groups)
+    found = ops.explain(which, shape, device, workspace_limit=workspace_limit, algorithm=algorithm, card=gpu)
+    options.write_json(json, _json(found, which, shape, device, workspace_limit))
+    console = Console()
+    console = Console(width=console.width if console.is_terminal else WIDTH)
+    console.print(_table(found, f"{which} on {device}: {shape.P}x{shape.Q} outputs"), highlight=False)
+    console.print(f"{found.algorithm}: {found.reason}", highlight=False, markup=False)
+
+
+def _table(found: ops.Explanation, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    measured = any(each.measured is not None for each in found.candidates)
+    headings = ["algorithm", "GFLOP", "MB moved", "workspace MB"]
+    headings += [f"{found.card.name} floor ms", "planned ms"] if found.card else []
+    headings += ["measured ms"] if measured else []
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "algorithm" else "right")
+    table.add_column("refused because", overflow="fold")
+    for each in found.candidates:
+        row = ["> " * (each.name == found.algorithm) + each.name, _number(each.flops, 1e9), _number(each.bytes, 1e6)]
+        row.append("" if each.workspace_bytes is None else f"{each.workspace_bytes / 1e6:,.1f}")
+        row += [_number(each.floor, 1e-3), _number(each.planned, 1e-3)] if found.card else []
+        row += [_number(each.measured, 1)] if measured else []
+        table.add_row(*row, each.refused or "")
+    return table
+
+
+def _number(value: float | None, unit: float) -> str:
+    if value is None:
+        return ""
+    return f"{value / unit:,.2f}" if value >= unit else f"{value / unit:.4f}"
+
+
+def _json(
+    found: ops.Explanation, which: str, shape: ops.ConvShape, device: str, workspace_limit: int | None
+) -> dict[str, Any]:
+    candidates = [
+        {("floor_seconds" if key == "floor" else "planned_seconds" if key == "planned" else key): value
+         for key, value in each._asdict().items()}
+        for each in found.candidates
+    ]  # fmt: skip
+    return {
+        "pass": which,
+        "shape": shape._asdict(),
+        "device": device,
+        "gpu": found.card.name if found.card else None,
+        "workspace_limit": workspace_limit,
+        "algorithm": found.algorithm,
+        "reason": found.reason,
+        "candidates": candidates,
+    }
