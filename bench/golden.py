@@ -83,11 +83,54 @@ def programs() -> dict[str, Program]:
         "multiply_high": Program("golden_multiply_high", 1, (bits(200), bits(200)[::-1].copy()), (((200,), "uint32"),)),
         "multiply_add": Program("golden_multiply_add", 1, (a, b, -(a * b)), (((64,), "float32"),)),
     }
+    found.update(tensor_core_programs(generator))
     for threads in (32, 96, 256, 1024):
         shape = (2 * threads,)
         kernel = f"golden_block_reduce_{threads}"
         found[f"block_reduce_{threads}"] = Program(kernel, 2, (reals(2 * threads),), ((shape, "float32"),) * 2)
     return found
+
+
+def tensor_core_programs(generator: np.random.Generator) -> dict[str, Program]:
+    """mma.sync on integers, whose sums are exact, and on any bits; rounding to tf32; ldmatrix."""
+
+    def bits(*shape: int) -> np.ndarray:
+        return generator.integers(0, 1 << 32, shape, np.uint32)
+
+    def problems(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[Any, ...]:
+        return a, b, c, len(a)
+
+    found = {}
+    for name, floats in (("tf32", 1), ("bf16", 2), ("f16", 2)):
+        encode = {"tf32": _tf32_bits, "bf16": _bf16_bits, "f16": _f16_bits}[name]
+        a, b = (generator.integers(-60, 61, (12, 32, count * floats)).astype(np.float32) for count in (4, 2))
+        c = generator.integers(-1000, 1001, (12, 32, 4)).astype(np.float32)
+        near = np.exp2(generator.integers(-30, 31, (24, 32, 4))).astype(np.float32)  # beside products of like size
+        wide = bits(24, 32, 4), bits(24, 32, 2), generator.standard_normal((24, 32, 4), np.float32) * near
+        reals = [generator.standard_normal((24, 32, count * floats), np.float32) for count in (4, 2)]
+        close = encode(reals[0]), encode(reals[1]), generator.standard_normal((24, 32, 4), np.float32)
+        inputs = [np.concatenate(each) for each in zip((encode(a), encode(b), c), wide, close, strict=True)]
+        shape = ((60, 32, 4), "float32")  # 12 + 24 + 24
+        found[f"mma_{name}"] = Program(f"golden_mma_{name}", 1, problems(*inputs), (shape,))
+    edges = np.array([0x3F800FFF, 0x3F801000, 0x3F802FFF, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FFFFFFF, 0x80000001])
+    values = np.concatenate([edges.astype(np.uint32), bits(504)]).view(np.float32)
+    found["round_tf32"] = Program("golden_round_tf32", 1, (values,), (((512,), "uint32"),))
+    rows = generator.permutation(32).astype(np.int32)
+    found["load_matrices"] = Program("golden_load_matrices", 1, (bits(128), rows), (((2, 32, 7), "uint32"),))
+    return found
+
+
+def _tf32_bits(values: np.ndarray) -> np.ndarray:
+    return values.view(np.uint32)
+
+
+def _bf16_bits(values: np.ndarray) -> np.ndarray:
+    halves = (values.view(np.uint32) >> 16).astype(np.uint16)
+    return halves.view(np.uint32)
+
+
+def _f16_bits(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float16).view(np.uint32)
 
 
 @cache
@@ -96,6 +139,7 @@ def register() -> None:
     if not KERNELS.is_dir():
         raise ValueError(f"golden: {KERNELS} is not there; run it in a checkout of the repository")
     sources.register(KERNELS / "golden.cu")
+    sources.register(KERNELS / "golden_mma.cu")
     sources.register(KERNELS / "shared_pairs.cu")
 
 

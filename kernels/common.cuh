@@ -104,6 +104,28 @@ __device__ __forceinline__ void store2(float* address, float2 value) {
 __device__ __forceinline__ void unpack(float4 value, float* four) {
     four[0] = value.x, four[1] = value.y, four[2] = value.z, four[3] = value.w;
 }
+// 2 or 4 floats in one access, aligned to all their bytes.
+template <int WIDTH>
+__device__ __forceinline__ void load_values(const float* address, float (&values)[WIDTH]) {
+    if constexpr (WIDTH == 4) {
+        unpack(load4(address), values);
+    } else {
+        const float2 two = load2(address);
+        values[0] = two.x, values[1] = two.y;
+    }
+}
+template <int WIDTH>
+__device__ __forceinline__ void store_values(float* address, const float (&values)[WIDTH]) {
+    if constexpr (WIDTH == 4) {
+        store4(address, make_float4(values[0], values[1], values[2], values[3]));
+    } else {
+        store2(address, make_float2(values[0], values[1]));
+    }
+}
+template <int WIDTH>
+__device__ __forceinline__ bool is_aligned(const void* address) {
+    return (reinterpret_cast<uint64_t>(address) & (4 * WIDTH - 1)) == 0;
+}
 __device__ __forceinline__ bool is_aligned16(const void* address) {
     return (reinterpret_cast<uint64_t>(address) & 15) == 0;
 }

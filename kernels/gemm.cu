@@ -12,29 +12,11 @@
 // next tiles arriving while these are multiplied, one barrier a step.
 #include "gemm.cuh"
 
-template <class Tile, class Left, class Right>
-__device__ __forceinline__ void gemm(const float* a, const float* b, float* c, const float* bias,
-                                     const GemmShape& shape) {
-    SHARED(float, tiles, [2 * Tile::STAGE]);
-    int steps;
-    auto load = block_operands<Tile, Left, Right>(a, b, shape, steps);
-    for (int done = 0; done == 0 || done < steps; done += Tile::CHUNK_STEPS) {
-        Sums<Tile> sums = {};
-        multiply_steps<Tile>(load, min(Tile::CHUNK_STEPS, steps - done), shared_floats(tiles), sums);
-        const bool last = done + Tile::CHUNK_STEPS >= steps;
-        // Computed anew: in the loop above every register counts.
-        const Position to = block_position<Tile::TILE_M, Tile::TILE_N>(shape, opaque(blockIdx.x));
-        float* target = c + to.batch * shape.c_batch + to.split * shape.c_split;
-        store_sums<Tile>(sums, target, last ? bias : nullptr, shape, to.row + thread_row<Tile>(),
-                         to.column + thread_column<Tile>(), done > 0, last && shape.relu);
-    }
-}
-
 #define GEMM(layout, Left, Right, M, N, terms, groups_m, groups_n, threads, blocks)                                \
     KERNEL(threads, blocks) gemm_##layout##_##M##x##N(const float* a, const float* b, float* c, const float* bias, \
                                                       GemmShape shape) {                                           \
-        gemm<Tiling<M, N, terms, groups_m, groups_n>, Left<M, terms, threads>, Right<N, terms, threads>>(          \
-            a, b, c, bias, shape);                                                                                 \
+        using Tile = Tiling<M, N, terms, groups_m, groups_n>;                                                      \
+        gemm<Tile, Left<M, Tile>, Right<N, Tile>>(a, b, c, bias, shape);                                           \
     }
 
 GEMM(nn, TermsContiguous, RowQuads, 128, 128, 16, 2, 2, 256, 2)

@@ -29,35 +29,35 @@ __device__ __forceinline__ float finish(float value, int relu) { return relu && 
 
 // Writes a thread's sums to c, added to what stands there if `add`; `bias` is null but for the last chunk.
 template <class Tile>
-__device__ __forceinline__ void store_sums(Sums<Tile>& sums, float* c, const float* bias, const GemmShape& shape, int row,
-                                           int column, bool add, bool relu) {
-    const bool vectors = is_aligned16(c) && shape.c_stride % 4 == 0;
+__device__ __forceinline__ void store_sums(const Sums<Tile>& sums, float* c, const float* bias, const GemmShape& shape,
+                                           int row, int column, bool add, bool relu) {
+    constexpr int WIDTH = Tile::WIDTH;
+    const bool vectors = is_aligned<WIDTH>(c) && shape.c_stride % WIDTH == 0;
 #pragma unroll
-    for (int g = 0; g < Tile::GROUPS_N; ++g, column += GROUP_COLUMNS) {
-        float column_bias[4] = {};
+    for (int block = 0; block < Tile::BLOCKS; ++block) {
+        const int n = column + Tile::column(block);
+        float column_bias[WIDTH] = {};
         if (bias && !shape.bias_per_row)
-            for (int j = 0; j < 4; ++j) column_bias[j] = column + j < shape.N ? bias[column + j] : 0.0f;
+            for (int j = 0; j < WIDTH; ++j) column_bias[j] = n + j < shape.N ? bias[n + j] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < 4 * Tile::GROUPS_M; ++i) {
-            const int m = row + i / 4 * GROUP_ROWS + i % 4;
+        for (int i = 0; i < Tile::ROWS; ++i) {
+            const int m = row + Tile::row(i);
             if (m >= shape.M) continue;
             const float row_bias = bias && shape.bias_per_row ? bias[m] : 0.0f;
-            float* target = c + m * shape.c_stride + column;
-            float values[4];
+            float* target = c + m * shape.c_stride + n;
+            if (vectors && n + WIDTH <= shape.N) {
+                float values[WIDTH] = {};
+                if (add) load_values<WIDTH>(target, values);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) values[j] = sums[i][4 * g + j];
-            if (vectors && column + 4 <= shape.N) {
-                float before[4] = {};
-                if (add) unpack(load4(target), before);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) values[j] = finish(values[j] + before[j] + row_bias + column_bias[j], relu);
-                store4(target, make_float4(values[0], values[1], values[2], values[3]));
+                for (int j = 0; j < WIDTH; ++j)
+                    values[j] = finish(Tile::sum(sums, i, block, j) + values[j] + row_bias + column_bias[j], relu);
+                store_values<WIDTH>(target, values);
             } else {
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    if (column + j >= shape.N) continue;
+                for (int j = 0; j < WIDTH; ++j) {
+                    if (n + j >= shape.N) continue;
                     const float before = add ? target[j] : 0.0f;
-                    target[j] = finish(values[j] + before + row_bias + column_bias[j], relu);
+                    target[j] = finish(Tile::sum(sums, i, block, j) + before + row_bias + column_bias[j], relu);
                 }
             }
         }
@@ -93,4 +93,22 @@ __device__ __forceinline__ Operands<Tile, Left, Right> block_operands(const floa
     const Left left(a + at.batch * shape.a_batch + first_term * a_term, shape.a_stride, at.row, shape.M);
     const Right right(b + at.batch * shape.b_batch + first_term * b_term, shape.b_stride, at.column, shape.N);
     return {left, right, terms - (steps - 1) * Tile::TERMS};
+}
+
+template <class Tile, class Left, class Right>
+__device__ __forceinline__ void gemm(const float* a, const float* b, float* c, const float* bias,
+                                     const GemmShape& shape) {
+    SHARED(float, tiles, [2 * Tile::STAGE]);
+    int steps;
+    auto load = block_operands<Tile, Left, Right>(a, b, shape, steps);
+    for (int done = 0; done == 0 || done < steps; done += Tile::CHUNK_STEPS) {
+        Sums<Tile> sums = {};
+        multiply_steps<Tile>(load, min(Tile::CHUNK_STEPS, steps - done), shared_floats(tiles), sums);
+        const bool last = done + Tile::CHUNK_STEPS >= steps;
+        // Computed anew: in the loop above every register counts.
+        const Position to = block_position<Tile::TILE_M, Tile::TILE_N>(shape, opaque(blockIdx.x));
+        float* target = c + to.batch * shape.c_batch + to.split * shape.c_split;
+        store_sums<Tile>(sums, target, last ? bias : nullptr, shape, to.row + thread_row<Tile>(),
+                         to.column + thread_column<Tile>(), done > 0, last && shape.relu);
+    }
 }

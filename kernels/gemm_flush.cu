@@ -55,7 +55,7 @@ __device__ __forceinline__ void gemm_flush(const float* a, const float* b, float
     Sums<Tile> sums = {};
     if (steps > FLUSH_STEPS) flush<Tile::THREADS>(sums, flushed, false);
     multiply_steps<Tile>(load, steps, shared_floats(tiles), sums, [&](int left) {
-        if (left % FLUSH_STEPS == 1 && left > 1) flush<Tile::THREADS>(sums, flushed, true);
+        if (left % FLUSH_STEPS == 0 && left > 0) flush<Tile::THREADS>(sums, flushed, true);
     });
     // Computed anew: in the loop above every register counts.
     const Position to = block_position<Tile::TILE_M, Tile::TILE_N>(shape, opaque(blockIdx.x));
@@ -69,7 +69,7 @@ __device__ __forceinline__ void gemm_flush(const float* a, const float* b, float
     KERNEL(threads, blocks) gemm_##layout##_flush_##M##x##N(const float* a, const float* b, float* c, GemmShape shape, \
                                                             int add) {                                                 \
         using Tile = Tiling<M, N, terms, groups_m, groups_n>;                                                          \
-        gemm_flush<Tile, Operand<M, terms, threads>, Operand<N, terms, threads>>(a, b, c, shape, add);                 \
+        gemm_flush<Tile, Operand<M, Tile>, Operand<N, Tile>>(a, b, c, shape, add);                                     \
     }
 
 GEMM_FLUSH(tn, RowQuads, 128, 128, 16, 2, 2, 256, 2)

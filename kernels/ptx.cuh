@@ -29,6 +29,15 @@ __device__ __forceinline__ SharedFloats shared_floats(float* shared) {
     return {shared};
 #endif
 }
+__device__ __forceinline__ float load1(SharedFloats shared) {
+#if defined(__CUDACC__)
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(shared.address));
+    return value;
+#else
+    return *shared.address;
+#endif
+}
 // Four floats in one access; the address must be a multiple of 16.
 __device__ __forceinline__ float4 load4(SharedFloats shared) {
 #if defined(__CUDACC__)

@@ -20,36 +20,56 @@ constexpr int CHUNK = 1024;  // terms summed in one go
 constexpr int PAD = 4;
 constexpr int GROUP_ROWS = 16, GROUP_COLUMNS = 32;  // 4 × 4 and 8 × 4: what one group of a warp's lanes covers
 
+__device__ __forceinline__ int lane_row(int lane) { return ((lane & 1) | (lane >> 3 & 2)) * 4; }
+__device__ __forceinline__ int lane_column(int lane) { return (lane >> 1 & 7) * 4; }
+
 // Tiles of M × N, K terms at a step, by threads of 4·ROW_GROUPS × 4·COLUMN_GROUPS sums.
 template <int M, int N, int K, int ROW_GROUPS, int COLUMN_GROUPS>
 struct Tiling {
     static constexpr int TILE_M = M, TILE_N = N, TERMS = K, GROUPS_M = ROW_GROUPS, GROUPS_N = COLUMN_GROUPS;
     static constexpr int THREADS = M * N / (16 * GROUPS_M * GROUPS_N);
-    static constexpr int PITCH_M = M + PAD, PITCH_N = N + PAD;
+    static constexpr int GAP = PAD, SWAP = 0;  // floats between rows; a bit of the term with which groups of rows change places
+    static constexpr int PITCH_M = M + GAP, PITCH_N = N + GAP;
     static constexpr int RIGHT = K * PITCH_M, STAGE = K * (PITCH_M + PITCH_N);  // floats of shared memory
     static constexpr int CHUNK_STEPS = CHUNK / K;
+    // A thread's sums: ROWS rows of BLOCKS times WIDTH neighbouring columns.
+    static constexpr int ROWS = 4 * GROUPS_M, BLOCKS = GROUPS_N, WIDTH = 4;
+    using Sums = float[ROWS][WIDTH * BLOCKS];
+    // Warps stand side by side along the columns.
+    static __device__ __forceinline__ int thread_row() {
+        const int warp = threadIdx.x / WARP_SIZE;
+        return warp / (N / (GROUP_COLUMNS * GROUPS_N)) * GROUP_ROWS * GROUPS_M + lane_row(threadIdx.x % WARP_SIZE);
+    }
+    static __device__ __forceinline__ int thread_column() {
+        const int warp = threadIdx.x / WARP_SIZE;
+        return warp % (N / (GROUP_COLUMNS * GROUPS_N)) * GROUP_COLUMNS * GROUPS_N + lane_column(threadIdx.x % WARP_SIZE);
+    }
+    static __device__ __forceinline__ int row(int i) { return i / 4 * GROUP_ROWS + i % 4; }
+    static __device__ __forceinline__ int column(int block) { return block * GROUP_COLUMNS; }
+    static __device__ __forceinline__ float sum(const Sums& sums, int i, int block, int j) { return sums[i][WIDTH * block + j]; }
     static_assert(CHUNK % (2 * K) == 0, "a chunk ends in the second stage, so the next may begin in the first");
 };
 
 // A thread's sums of products.
 template <class Tile>
-using Sums = float[4 * Tile::GROUPS_M][4 * Tile::GROUPS_N];
+using Sums = typename Tile::Sums;
 
-__device__ __forceinline__ int lane_row(int lane) { return ((lane & 1) | (lane >> 3 & 2)) * 4; }
-__device__ __forceinline__ int lane_column(int lane) { return (lane >> 1 & 7) * 4; }
+// Where a tile's operands keep a value.
+template <class Tile>
+__device__ __forceinline__ int left_place(int term, int row) { return term * Tile::PITCH_M + (row ^ (term & Tile::SWAP)); }
+template <class Tile>
+__device__ __forceinline__ int right_place(int term, int column) {
+    return Tile::RIGHT + term * Tile::PITCH_N + (column ^ (term & Tile::SWAP));
+}
 
-// This thread's first row and column in a block's tile; warps stand side by side along the columns.
+// This thread's first row and column in a block's tile.
 template <class Tile>
 __device__ __forceinline__ int thread_row() {
-    const int warp = threadIdx.x / WARP_SIZE;
-    return warp / (Tile::TILE_N / (GROUP_COLUMNS * Tile::GROUPS_N)) * GROUP_ROWS * Tile::GROUPS_M +
-           lane_row(threadIdx.x % WARP_SIZE);
+    return Tile::thread_row();
 }
 template <class Tile>
 __device__ __forceinline__ int thread_column() {
-    const int warp = threadIdx.x / WARP_SIZE;
-    return warp % (Tile::TILE_N / (GROUP_COLUMNS * Tile::GROUPS_N)) * GROUP_COLUMNS * Tile::GROUPS_N +
-           lane_column(threadIdx.x % WARP_SIZE);
+    return Tile::thread_column();
 }
 
 // sums[i][j] += Σ_k left[k][i] · right[k][j] over a step; both addresses at this thread's first row and column.
@@ -72,14 +92,26 @@ __device__ __forceinline__ void multiply_tiles(SharedFloats left, SharedFloats r
     }
 }
 
+// What a thread reads of the stages.
+template <class Tile>
+struct Reader {
+    SharedFloats left, right;
+    __device__ __forceinline__ explicit Reader(SharedFloats tiles)
+        : left(opaque(tiles + thread_row<Tile>())), right(opaque(tiles + (Tile::RIGHT + thread_column<Tile>()))) {}
+    __device__ __forceinline__ void multiply(Sums<Tile>& sums) const { multiply_tiles<Tile>(left, right, sums); }
+    __device__ __forceinline__ void move(int distance) {
+        left += distance;
+        right += distance;
+    }
+};
+
 // Adds the products of so many steps. load.first(tiles) copies a step to the first stage, and load(distance) the next one
-// to the stage `distance` floats from that of the step before; after(left) may change the sums after a step, of `left` with it.
+// to the stage `distance` floats from that of the step before; after(left) may change the sums when `left` steps are left.
 template <class Tile, class Load, class After>
 __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloats tiles, Sums<Tile>& sums,
                                                const After& after) {
     if (steps <= 0) return;
-    SharedFloats left = opaque(tiles + thread_row<Tile>());
-    SharedFloats right = opaque(tiles + (Tile::RIGHT + thread_column<Tile>()));
+    Reader<Tile> reader(tiles);
     load.first(tiles);
     copy_async_commit();
     int distance = Tile::STAGE;
@@ -93,10 +125,9 @@ __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloa
             load(distance);
             copy_async_commit();
         }
-        multiply_tiles<Tile>(left, right, sums);
+        reader.multiply(sums);
         after(steps);
-        left += distance;
-        right += distance;
+        reader.move(distance);
         distance = -distance;
     } while (more);
 }
@@ -107,10 +138,12 @@ __device__ __forceinline__ void multiply_steps(Load& load, int steps, SharedFloa
 
 // Copies a matrix whose terms are contiguous, EXTENT rows × TERMS terms a step, to shared [term][row]. Eight lanes read a
 // sector of 32 bytes, so the copy is made of words and needs no alignment. Rows past the matrix are zeros.
-template <int EXTENT, int TERMS, int THREADS>
+template <int EXTENT, class Tile>
 struct TermsContiguous {
-    static constexpr int LANES = 8, ROWS = THREADS / LANES, PASSES = EXTENT / ROWS, PITCH = EXTENT + PAD;
+    static constexpr int TERMS = Tile::TERMS, PITCH = EXTENT + Tile::GAP;
+    static constexpr int LANES = 8, ROWS = Tile::THREADS / LANES, PASSES = EXTENT / ROWS;
     static_assert(EXTENT % ROWS == 0 && TERMS % LANES == 0, "whole passes");
+    static_assert(LANES % 8 == 0 && ROWS % 8 == 0, "copies of a thread keep to the order of its first");
     static __device__ __forceinline__ int64 term_stride(int64) { return 1; }
     SharedFloats target;
     const float* source;
@@ -127,7 +160,7 @@ struct TermsContiguous {
     // A step of `terms` terms, then zeros.
     __device__ __forceinline__ void first(SharedFloats tile, int terms) {
         const int term = threadIdx.x % LANES;
-        target = opaque(tile + (term * PITCH + threadIdx.x / LANES));
+        target = opaque(tile + (term * PITCH + (threadIdx.x / LANES ^ term & Tile::SWAP)));
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass) {
 #pragma unroll
@@ -150,23 +183,37 @@ struct TermsContiguous {
     }
 };
 
+// How threads of which STEP have different terms share those of a step: thread number t of them copies term(t) and the
+// terms `further(i)` on. All of a thread's terms agree in the bit SWAP, so its copies stand at constant distances.
+template <class Tile, int STEP>
+struct Spread {
+    static constexpr bool IN_TURN = Tile::SWAP == 0 || STEP % (2 * Tile::SWAP) == 0;
+    static constexpr int COPIES = Tile::TERMS / STEP;
+    static_assert(STEP > 0 && COPIES * STEP == Tile::TERMS && (IN_TURN || STEP == 2), "whole copies");
+    static __device__ __forceinline__ int term(int t) { return IN_TURN ? t : t * Tile::SWAP; }
+    static __device__ __forceinline__ constexpr int further(int i) {
+        return IN_TURN ? i * STEP : i % Tile::SWAP + i / Tile::SWAP * 2 * Tile::SWAP;
+    }
+};
+
 // The same of a matrix whose rows' values are contiguous for each term, `stride` floats from term to term; WIDTH of them
 // are copied at a time: 4 where base, stride and the number of rows are multiples of 4, or 1.
-template <int EXTENT, int TERMS, int THREADS, int WIDTH>
+template <int EXTENT, class Tile, int WIDTH>
 struct RowsContiguous {
-    static constexpr int STEP = THREADS * WIDTH / EXTENT, PITCH = EXTENT + PAD;  // terms copied at a time
-    static_assert(STEP > 0 && TERMS % STEP == 0, "whole passes");
+    static constexpr int TERMS = Tile::TERMS, PITCH = EXTENT + Tile::GAP;
+    using Own = Spread<Tile, Tile::THREADS * WIDTH / EXTENT>;
     static __device__ __forceinline__ int64 term_stride(int64 stride) { return stride; }
+    static __device__ __forceinline__ int term() { return Own::term(threadIdx.x * WIDTH / EXTENT); }
     SharedFloats target;
     const float* source;
     int64 stride;
     bool exists;
 
     __device__ __forceinline__ RowsContiguous(const float* matrix, int64 term_stride, int first_row, int rows) {
-        const int term = threadIdx.x * WIDTH / EXTENT, row = threadIdx.x * WIDTH % EXTENT;
-        source = matrix + term * term_stride + first_row + row;
+        const int row = first_row + threadIdx.x * WIDTH % EXTENT;
+        source = matrix + term() * term_stride + row;
         stride = term_stride;
-        exists = first_row + row < rows;
+        exists = row < rows;
     }
 
     static __device__ __forceinline__ void copy(SharedFloats to, const float* from, bool valid) {
@@ -177,20 +224,25 @@ struct RowsContiguous {
         }
     }
     __device__ __forceinline__ void first(SharedFloats tile, int terms) {
-        const int term = threadIdx.x * WIDTH / EXTENT;
-        target = opaque(tile + (term * PITCH + threadIdx.x * WIDTH % EXTENT));
+        target = opaque(tile + (term() * PITCH + (threadIdx.x * WIDTH % EXTENT ^ term() & Tile::SWAP)));
 #pragma unroll
-        for (int k = 0; k < TERMS; k += STEP) copy(target + k * PITCH, source + k * stride, exists && term + k < terms);
+        for (int i = 0; i < Own::COPIES; ++i) {
+            const int k = Own::further(i);
+            copy(target + k * PITCH, source + k * stride, exists && term() + k < terms);
+        }
         source += terms * stride;
     }
     __device__ __forceinline__ void operator()(int distance) {
         target += distance;
 #pragma unroll
-        for (int k = 0; k < TERMS; k += STEP) copy(target + k * PITCH, source + k * stride, exists);
+        for (int i = 0; i < Own::COPIES; ++i) {
+            const int k = Own::further(i);
+            copy(target + k * PITCH, source + k * stride, exists);
+        }
         source += TERMS * stride;
     }
 };
-template <int EXTENT, int TERMS, int THREADS>
-using RowQuads = RowsContiguous<EXTENT, TERMS, THREADS, 4>;
-template <int EXTENT, int TERMS, int THREADS>
-using RowWords = RowsContiguous<EXTENT, TERMS, THREADS, 1>;
+template <int EXTENT, class Tile>
+using RowQuads = RowsContiguous<EXTENT, Tile, 4>;
+template <int EXTENT, class Tile>
+using RowWords = RowsContiguous<EXTENT, Tile, 1>;

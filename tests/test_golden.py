@@ -10,6 +10,7 @@ import pytest
 
 from gpucnn.bench import golden
 from gpucnn.launch import simulator
+from tests import tensor_core
 from tests.check import assert_same_bits
 
 STORED = sorted((Path(__file__).parent / "golden").glob("*.json"))
@@ -82,6 +83,12 @@ def definition(name: str) -> list[np.ndarray]:
             return [tree(inputs[0].reshape(-1, 32), combine).ravel() for combine in (np.add, np.maximum)]
         case "maximum_nan":
             return [np.ones((32, 32), np.int32)]
+        case "mma_tf32" | "mma_bf16" | "mma_f16":
+            return [tensor_core.mma(name.removeprefix("mma_"), *inputs[:3])]
+        case "round_tf32":
+            return [tensor_core.round_tf32(inputs[0])]
+        case "load_matrices":
+            return [tensor_core.load_matrices(*inputs)]
         case "multiply_high":
             return [(inputs[0].astype(np.uint64) * inputs[1] >> np.uint64(32)).astype(np.uint32)]
     return block_reduce(*inputs, int(name.rpartition("_")[2]))

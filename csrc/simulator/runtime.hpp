@@ -59,6 +59,7 @@ struct Launch {
     int order;
     uint64_t seed;
     int late_copies;  // asynchronous copies complete as late as is legal, instead of at once
+    int architecture;  // 90 for sm_90
     char* error;
     size_t error_bytes;
 };

@@ -78,6 +78,12 @@ void copy_async_wait(int groups_in_flight);
 
 void count_flops(int count);
 
+// mma.sync, by all lanes of a warp: d (16,8) += a (16,terms) · b (terms,8), each lane with its registers of the matrices.
+enum class Format { TF32, BF16, F16 };
+void multiply_matrices(Format format, int terms, const uint32_t* a, const uint32_t* b, float* d, Place place);
+// ldmatrix: every lane brings a row of eight halves and gets its element pairs of up to four 8×8 matrices.
+void exchange_matrix_rows(const uint32_t* row, uint32_t* result, int matrices, bool transposed, Place place);
+
 template <class... Parameters, size_t... I>
 SIMULATOR_INTERNAL void call(void (*kernel)(Parameters...), void* const* arguments, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_reference_t<Parameters>*>(arguments[I])...);

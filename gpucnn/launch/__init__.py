@@ -1,6 +1,7 @@
 """Finding, compiling and launching kernels: `launch` runs one by its name, on the engine of its arrays' device."""
 
 from gpucnn.launch.dispatch import Strided as Strided
+from gpucnn.launch.dispatch import architecture_of as architecture_of
 from gpucnn.launch.dispatch import grid_for as grid_for
 from gpucnn.launch.dispatch import launch as launch
 from gpucnn.launch.dispatch import max_pointers as max_pointers

@@ -50,6 +50,13 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
         recorded.add(run, entry, blocks, bound, shared_bytes)
 
 
+def architecture_of(array: Any) -> int:
+    """The architecture that kernels on an array's device run on, as 90 for sm_90; the simulator's is a setting of it."""
+    if devices.of(array) == "sim":
+        return int(simulator.settings().architecture.removeprefix("sm_"))
+    return int(array.device.compute_capability)
+
+
 ENGINES = {"jit": jit.run, "native": native.run}
 
 

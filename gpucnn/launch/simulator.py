@@ -46,7 +46,7 @@ KERNEL_FLAGS = {
     "race": ("-O1", "-fsanitize=thread"),
     "profile": ("-O1", "-fsanitize=thread", "-DSIMULATOR_PROFILE"),
 }
-RUNTIME_FILES = ("runtime", "fiber", "access")
+RUNTIME_FILES = ("runtime", "fiber", "access", "tensor_core")
 SHARED_LIMITS = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10,
                  "sm_120": 99 << 10}  # fmt: skip
 ORDERS = ("forward", "reverse", "random")
@@ -68,7 +68,7 @@ class Settings:
     - mode: "fast", "asan", "race" or "profile"
     - order: in which threads and blocks take their turns: "forward", "reverse" or "random" (by `seed`)
     - late_copies: asynchronous copies arrive when they are waited for, rather than at once
-    - architecture: whose limit of shared memory a block must keep
+    - architecture: whose limit of shared memory a block must keep, and whose tensor cores multiply
     """
 
     mode: str = "fast"
@@ -146,6 +146,7 @@ class _Launch(ctypes.Structure):
         ("order", ctypes.c_int),
         ("seed", ctypes.c_uint64),
         ("late_copies", ctypes.c_int),
+        ("architecture", ctypes.c_int),
         ("error", ctypes.c_char_p),
         ("error_bytes", ctypes.c_size_t),
     ]
@@ -170,6 +171,7 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
         order=ORDERS.index(chosen.order),
         seed=chosen.seed,
         late_copies=chosen.late_copies,
+        architecture=int(chosen.architecture.removeprefix("sm_")),
         error=ctypes.cast(error, ctypes.c_char_p),
         error_bytes=len(error),
     )
@@ -365,7 +367,7 @@ def _runtime(mode: str) -> list[Path]:
 def _build_runtime(name: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary, "runtime.o")
-        _compile("-c", "-O2", str(RUNTIME / f"{name}.cpp"), "-o", str(target))
+        _compile("-c", "-O3", str(RUNTIME / f"{name}.cpp"), "-o", str(target))
         write_atomically(path, target.read_bytes())
 
 

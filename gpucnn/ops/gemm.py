@@ -10,8 +10,9 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
-from gpucnn.launch import Strided, grid_for, launch
+from gpucnn.launch import Strided, architecture_of, grid_for, launch
 from gpucnn.ops.shapes import require_float
+from gpucnn.precision import checked, get_precision
 
 
 class Tile(NamedTuple):
@@ -29,6 +30,11 @@ class Tile(NamedTuple):
 
 # The share of multiply-adds in the compiled main loop is .89, .82 and .73; 32x32 also wants 32 bytes a clock from L2.
 TILES = (Tile(128, 128, 2, 89), Tile(64, 64, 4, 82), Tile(32, 32, 12, 60))
+# Of tensor cores: multiply-adds beside the 128 of float32 units, at the share of mma.sync's rate that is planned for.
+TENSOR_TILES = {
+    "float32_tensor": (Tile(128, 128, 1, 130), Tile(64, 64, 3, 110)),
+    "tf32": (Tile(128, 128, 2, 300), Tile(64, 64, 4, 220)),
+}
 STEP = 16  # terms that a kernel takes at a time
 MULTIPLY_ADDS = 128  # of one multiprocessor in one clock
 STEP_CLOCKS = 800  # a step lasts no less: the next tiles come from memory meanwhile
@@ -85,13 +91,16 @@ def gemm(
     relu: bool = False,
     tile: str | None = None,
     splits: int | None = None,
+    precision: str | None = None,
 ) -> None:
     """c[n] = a[n]·b[n] + bias, then max(·, 0) if relu, on a device that runs kernels; c is overwritten.
 
     - a: (B,M,K) or (1,M,K), b: (B,K,N) or (1,K,N), c: (B,M,N), float32; of any strides, also 0 for a shared matrix.
       A matrix whose last two axes are both not contiguous is copied first, and in c refused.
     - bias: (N,) with bias_axis "column", (M,) with "row", or None
-    - tile, splits: "128x128", "64x64" or "32x32", and in how many parts the terms are summed; None: `choose_tile`
+    - tile, splits: "128x128", "64x64" or, in float32, "32x32", and in how many parts the terms are summed; None:
+      `choose_tile`
+    - precision: of gpucnn.precision; None: the one in force
     Raises TypeError for dtypes or devices that differ and ValueError for shapes that do not fit.
     """
     require_float("gemm", a=a, b=b, c=c, bias=bias)
@@ -100,11 +109,32 @@ def gemm(
         if not _is_unit(c, 1):
             raise ValueError(f"gemm: c has strides {c.strides}; its last or last but one axis must be contiguous")
         swapped = {"column": "row", "row": "column"}[bias_axis]
-        return gemm(b.swapaxes(1, 2), a.swapaxes(1, 2), c.swapaxes(1, 2), bias, swapped, relu, tile, splits)
+        transposed = b.swapaxes(1, 2), a.swapaxes(1, 2), c.swapaxes(1, 2)
+        return gemm(*transposed, bias, swapped, relu, tile, splits, precision)
+    arithmetic = arithmetic_of("gemm", c, precision)
     if 0 in (B, M, N):
         return
-    chosen, count = choose_tile(M, N, K, B, multiprocessors())
-    _launch(a, b, c, devices.contiguous(bias), bias_axis == "row", bool(relu), tile or chosen.name, splits or count)
+    chosen, count = choose_tile(M, N, K, B, multiprocessors(), TENSOR_TILES.get(arithmetic, TILES))
+    form = tile or chosen.name, splits or count, kernel_prefix(arithmetic)
+    _launch(a, b, c, devices.contiguous(bias), bias_axis == "row", bool(relu), *form)
+
+
+def arithmetic_of(operation: str, array: Any, precision: str | None = None) -> str:
+    """The precision that products on an array's device are computed in: what is asked for, or in force, where it can be.
+
+    Raises ValueError for an unknown one, and for one that is asked for and that the GPU does not have.
+    """
+    chosen = get_precision() if precision is None else checked(precision)
+    if chosen == "float32" or architecture_of(array) >= 80:
+        return chosen
+    if precision is not None:
+        raise ValueError(f"{operation}: precision {precision!r} needs tensor cores of sm_80 or later; use 'float32'")
+    return "float32"
+
+
+def kernel_prefix(arithmetic: str) -> str:
+    """What stands before the tile in the name of a kernel of this arithmetic."""
+    return "" if arithmetic == "float32" else f"{arithmetic}_"
 
 
 def _check_gemm(a: Any, b: Any, c: Any, bias: Any, bias_axis: str) -> tuple[int, int, int, int]:
@@ -145,7 +175,7 @@ def _in_quads(array: Any, count: int, strides: list[int]) -> bool:
     return devices.address(array) % 16 == count % 4 == strides[0] % 4 == strides[1] % 4 == 0
 
 
-def _launch(a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, tile: str, splits: int) -> None:
+def _launch(a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, tile: str, splits: int, prefix: str) -> None:
     (B, M, N), K = c.shape, a.shape[2]
     b, b_columns, *b_strides = _operand(b, B)
     a, a_terms, *a_strides = _operand(a, B)
@@ -160,11 +190,21 @@ def _launch(a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, tile: 
     c_strides = [stride // c.itemsize for stride in (c.strides[1], c.strides[0])]
     shape = (M, N, K, splits, terms, per_row, relu, *a_strides, *b_strides)
     if splits == 1:
-        launch(f"gemm_{layout}_{tile}", blocks, Strided(a), Strided(b), Strided(c), bias, (*shape, *c_strides, 0))
+        launch(
+            f"gemm_{layout}_{prefix}{tile}", blocks, Strided(a), Strided(b), Strided(c), bias, (*shape, *c_strides, 0)
+        )
         return
     planes = devices.empty((splits, B, M, N), c.dtype, c)
     unfinished = (*shape[:5], 0, 0, *shape[7:])
-    launch(f"gemm_{layout}_{tile}", blocks, Strided(a), Strided(b), planes, None, (*unfinished, N, M * N, B * M * N))
+    launch(
+        f"gemm_{layout}_{prefix}{tile}",
+        blocks,
+        Strided(a),
+        Strided(b),
+        planes,
+        None,
+        (*unfinished, N, M * N, B * M * N),
+    )
     launch("gemm_add_splits", grid_for(c.size), planes, Strided(c), bias, (*shape, *c_strides, 0), c.size)
 
 
