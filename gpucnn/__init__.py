@@ -14,10 +14,10 @@ from gpucnn import optim as optim
 from gpucnn.device import DeviceLost as DeviceLost
 from gpucnn.functional import concatenate as concatenate
 from gpucnn.ops import UnsupportedAlgorithm as UnsupportedAlgorithm
-from gpucnn.precision import get_precision as get_precision
-from gpucnn.precision import precision as precision
 from gpucnn.ops import tuning as tuning
 from gpucnn.ops import workspace_limit as workspace_limit
+from gpucnn.precision import get_precision as get_precision
+from gpucnn.precision import precision as precision
 from gpucnn.random import manual_seed as manual_seed
 from gpucnn.tensor import Function as Function
 from gpucnn.tensor import Tensor as Tensor

@@ -5,8 +5,8 @@
   2e-6), but infinities become NaN
 - tf32: tensor cores on values rounded to 10 bits of fraction; a relative error of about 3e-4
 
-A precision is a permission: what has no kernel for it, on a GPU before sm_80 or in an algorithm without tensor cores, is
-computed in float32. On the CPU everything is.
+A precision is a permission: what has no kernel for it, on a GPU before sm_80 or in an algorithm without tensor cores,
+is computed in float32. On the CPU everything is.
 """
 
 from __future__ import annotations

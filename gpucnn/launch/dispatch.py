@@ -51,7 +51,7 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
 
 
 def architecture_of(array: Any) -> int:
-    """The architecture that kernels on an array's device run on, as 90 for sm_90; the simulator's is a setting of it."""
+    """The architecture that kernels on an array's device run on, 90 for sm_90; the simulator's is a setting."""
     if devices.of(array) == "sim":
         return int(simulator.settings().architecture.removeprefix("sm_"))
     return int(array.device.compute_capability)

@@ -120,7 +120,7 @@ def gemm(
 
 
 def arithmetic_of(operation: str, array: Any, precision: str | None = None) -> str:
-    """The precision that products on an array's device are computed in: what is asked for, or in force, where it can be.
+    """The precision of products on an array's device: what is asked for, or in force, where it can be.
 
     Raises ValueError for an unknown one, and for one that is asked for and that the GPU does not have.
     """
