@@ -30,7 +30,16 @@ UNROLLED_DIFFERENTLY = ("local_response_norm_backward_rows",)
 # Kernels of which every entry point must hold these instructions on sm_80 and later: entry's first letters → names.
 EXPECTED: dict[str, tuple[str, ...]] = {
     **{f"gemm_{layout}_{tile}": ("LDGSTS.E.128",) for layout in ("nn", "tn") for tile in ("32", "64", "128")},
-    **{f"gemm_{layout}_": ("LDGSTS", "LDS.128", "STG.E.128") for layout in ("nn", "nt", "tn")},
+    **{
+        f"gemm_{layout}_{form}": ("LDGSTS", "LDS.128", "STG.E.128")
+        for layout in ("nn", "nt", "tn")
+        for form in ("32", "64", "128", "words_32", "words_64", "words_128", "flush")
+    },
+    **{
+        f"gemm_{layout}_{form}": ("LDGSTS", "HMMA", "STG.E.64")
+        for layout in ("nn", "nt", "tn")
+        for form in ("tf32", "float32_tensor", "words_tf32", "words_float32_tensor")
+    },
     **{
         f"conv2d_{operation}_{tile}": ("LDGSTS.E.128",)
         for operation in ("forward", "backward_input")

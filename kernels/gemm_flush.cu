@@ -47,6 +47,9 @@ template <class Tile, class Left, class Right>
 __device__ __forceinline__ void gemm_flush(const float* a, const float* b, float* c, const GemmShape& shape, bool add) {
     constexpr int FLUSH_STEPS = FLUSH / Tile::TERMS;
     static_assert(FLUSH % Tile::TERMS == 0, "a flush comes after a whole step");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    if constexpr (4 * (2 * Tile::STAGE + Tile::TILE_M * Tile::TILE_N) > 64 << 10) return;  // all that a block has
+#endif
     SHARED(float, tiles, [2 * Tile::STAGE]);
     DYNAMIC_SHARED(float, memory);
     const SharedFloats flushed = opaque(shared_floats(memory) + threadIdx.x * 4);

@@ -209,7 +209,7 @@ OF_KERNELS = (
         "test_gemm_tensor_kernels.py -k test_errors and 576",
     ),
     Mutant(
-        "tensor_sums_of_all_steps_cut_off",
+        "tensor_step_begins_with_all_sums",
         "tile_tensor.cuh",
         "typename Tile::Sums products = {};",
         "typename Tile::Sums& products = sums;",

@@ -92,7 +92,7 @@ def round_tf32(values: np.ndarray) -> np.ndarray:
 
 
 def load_matrices(halves: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Registers (2,32,7) of ldmatrix x4, x2 and x1, then transposed, of 32 rows of 8 halves taken in the order `rows`."""
+    """Registers (2,32,7) of ldmatrix x4, x2 and x1, then transposed, of 32 rows of 8 halves in the order `rows`."""
     matrices = halves.view(np.uint16).reshape(32, 8)[rows].reshape(4, 8, 8)
     result = np.empty((2, 32, 7), np.uint32)
     for transposed in (0, 1):

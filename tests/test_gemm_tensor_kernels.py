@@ -1,4 +1,4 @@
-"""Matrix products on tensor cores: exact on small integers in every tile and layout, error bounds, soundness, choice."""
+"""Matrix products on tensor cores: exact on small integers in every tile and layout, errors, soundness, choice."""
 
 from __future__ import annotations
 
