@@ -15,15 +15,17 @@
 template <class Tile>
 struct Copies {
     static constexpr int QUADS = Tile::TILE_M / 4, WEIGHT_STEP = Tile::THREADS / QUADS;    // terms apart
-    static constexpr int PIXEL_STEP = Tile::THREADS / Tile::TILE_N;
-    static constexpr int WEIGHTS = Tile::TERMS / WEIGHT_STEP, PIXELS = Tile::TERMS / PIXEL_STEP;  // copies of a thread
-    static_assert(WEIGHTS * WEIGHT_STEP == Tile::TERMS && PIXELS * PIXEL_STEP == Tile::TERMS, "whole copies");
+    using Pixels = Spread<Tile, Tile::THREADS / Tile::TILE_N>;
+    static constexpr int WEIGHTS = Tile::TERMS / WEIGHT_STEP, PIXELS = Pixels::COPIES;  // copies of a thread
+    static_assert(WEIGHTS * WEIGHT_STEP == Tile::TERMS, "whole copies");
+    static_assert(Tile::SWAP == 0 || WEIGHT_STEP == 2 * Tile::SWAP, "copies of a thread keep to the order of its first");
     SharedFloats left, right;
 
     __device__ __forceinline__ void start(SharedFloats tiles) {
-        left = opaque(tiles + (threadIdx.x / QUADS * Tile::PITCH_M + threadIdx.x % QUADS * 4));
-        right = opaque(tiles + (Tile::RIGHT + threadIdx.x / Tile::TILE_N * Tile::PITCH_N + threadIdx.x % Tile::TILE_N));
+        left = opaque(tiles + left_place<Tile>(threadIdx.x / QUADS, threadIdx.x % QUADS * 4));
+        right = opaque(tiles + right_place<Tile>(pixel_term(), threadIdx.x % Tile::TILE_N));
     }
+    static __device__ __forceinline__ int pixel_term() { return Pixels::term(threadIdx.x / Tile::TILE_N); }
     __device__ __forceinline__ void move(int distance) {
         left += distance;
         right += distance;
@@ -57,8 +59,10 @@ struct ChannelLoader : Copies<Tile> {
             copy_async16(this->left + i * Own::WEIGHT_STEP * Tile::PITCH_M,
                          weights + i * Own::WEIGHT_STEP * Tile::TILE_M, 16);
 #pragma unroll
-        for (int i = 0; i < Own::PIXELS; ++i, from += channels)
-            copy_async4(this->right + i * Own::PIXEL_STEP * Tile::PITCH_N, from, inside);
+        for (int i = 0; i < Own::PIXELS; ++i) {
+            copy_async4(this->right + Own::Pixels::further(i) * Tile::PITCH_N, from, inside);
+            from += (Own::Pixels::further(i + 1) - Own::Pixels::further(i)) / Own::Pixels::further(1) * channels;
+        }
         weights += at.weights;
         source += at.source;
         tap = at.next;
@@ -88,21 +92,21 @@ struct TermLoader : Copies<Tile> {
         go_on(Tile::TERMS);
     }
     __device__ __forceinline__ void copy(int terms) {
-        const int weight = threadIdx.x / Own::QUADS, pixel = threadIdx.x / Tile::TILE_N;
+        const int weight = threadIdx.x / Own::QUADS, pixel = Own::pixel_term();
         int numbers[Own::WEIGHTS];
         Place places[Own::PIXELS];  // read before any copy, which reads may not overtake
 #pragma unroll
         for (int i = 0; i < Own::WEIGHTS; ++i) numbers[i] = table.terms()[tap + weight + i * Own::WEIGHT_STEP];
 #pragma unroll
-        for (int i = 0; i < Own::PIXELS; ++i) places[i] = table.places()[tap + pixel + i * Own::PIXEL_STEP];
+        for (int i = 0; i < Own::PIXELS; ++i) places[i] = table.places()[tap + pixel + Own::Pixels::further(i)];
 #pragma unroll
         for (int i = 0; i < Own::WEIGHTS; ++i)
             copy_async16(this->left + i * Own::WEIGHT_STEP * Tile::PITCH_M, weights + numbers[i] * Tile::TILE_M,
                          weight + i * Own::WEIGHT_STEP < terms ? 16 : 0);
 #pragma unroll
         for (int i = 0; i < Own::PIXELS; ++i)
-            copy_async4(this->right + i * Own::PIXEL_STEP * Tile::PITCH_N, source + places[i].source,
-                        (outside & places[i].bits) == 0 && pixel + i * Own::PIXEL_STEP < terms);
+            copy_async4(this->right + Own::Pixels::further(i) * Tile::PITCH_N, source + places[i].source,
+                        (outside & places[i].bits) == 0 && pixel + Own::Pixels::further(i) < terms);
     }
     __device__ __forceinline__ void go_on(int terms) {
         remaining -= terms;
@@ -158,8 +162,8 @@ struct Convolution {
         const float* from = pixel(g, at, load.outside);
         load.taps = table.taps();
         load.tap = tap;
-        load.channels = static_cast<int>(Copies<Tile>::PIXEL_STEP * strides.channel);
-        load.source = from + (chunk * Tile::TERMS + static_cast<int>(threadIdx.x / Tile::TILE_N)) * strides.channel +
+        load.channels = static_cast<int>(Copies<Tile>::Pixels::further(1) * strides.channel);
+        load.source = from + (chunk * Tile::TERMS + Copies<Tile>::pixel_term()) * strides.channel +
                       source_offset(g, strides, tap);
         const int64 term = (static_cast<int64>(chunk) * shape.R * shape.S + tap_number(g, shape.S, tap)) * Tile::TERMS;
         load.weights = weights(g, at) + (term + threadIdx.x / Copies<Tile>::QUADS) * Tile::TILE_M;
@@ -197,13 +201,15 @@ struct Convolution {
         const int64 plane = static_cast<int64>(g.out_height) * g.out_width;
         const int group = at.group;
         float* target = y + at.split * product.split_stride + group * g.filters * plane;
-        const bool vectors = product.by_image[0] % 4 == 0 && g.step_h * g.step_w == 1 && is_aligned16(target);
+        constexpr int WIDTH = Tile::WIDTH;
+        const bool vectors =
+            product.by_image[0] % WIDTH == 0 && g.step_h * g.step_w == 1 && is_aligned<WIDTH>(target);
 #pragma unroll
-        for (int block = 0; block < Tile::GROUPS_N; ++block) {
-            const int out = at.pixel + thread_column<Tile>() + block * GROUP_COLUMNS;
-            int64 places_out[4];
+        for (int block = 0; block < Tile::BLOCKS; ++block) {
+            const int out = at.pixel + thread_column<Tile>() + Tile::column(block);
+            int64 places_out[WIDTH];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
+            for (int j = 0; j < WIDTH; ++j) {
                 int inner, out_v;
                 const int image = divide(out + j, product.by_image, inner), out_u = divide(inner, product.by_row, out_v);
                 const int h = out_u * g.step_h + g.phase_h, q = out_v * g.step_w + g.phase_w;

@@ -20,32 +20,34 @@ struct ConvProduct {
 
 __device__ __forceinline__ float finish(float value, bool relu) { return relu && value < 0.0f ? 0.0f : value; }
 
-// Writes a thread's rows of four neighbouring columns, which go to target + at[j] (a column does not exist where at[j] is
-// negative) and `stride` floats further for each row; added to what stands there if `add`. With `vectors` the four are
+// Writes a thread's rows of WIDTH neighbouring columns, which go to target + at[j] (a column does not exist where at[j] is
+// negative) and `stride` floats further for each row; added to what stands there if `add`. With `vectors` they are
 // neighbours in memory and aligned. `bias` is one value a row, or null.
 template <class Tile>
-__device__ __forceinline__ void store_columns(Sums<Tile>& sums, int group, float* target,
-                                              const int64 (&at)[4], bool vectors, int64 stride, int row, int rows,
-                                              const float* bias, bool add, bool relu) {
+__device__ __forceinline__ void store_columns(const Sums<Tile>& sums, int block, float* target,
+                                              const int64 (&at)[Tile::WIDTH], bool vectors, int64 stride, int row,
+                                              int rows, const float* bias, bool add, bool relu) {
+    constexpr int WIDTH = Tile::WIDTH;
 #pragma unroll
-    for (int i = 0; i < 4 * Tile::GROUPS_M; ++i) {
-        const int m = row + i / 4 * GROUP_ROWS + i % 4;
+    for (int i = 0; i < Tile::ROWS; ++i) {
+        const int m = row + Tile::row(i);
         if (m >= rows) continue;
         const float row_bias = bias ? bias[m] : 0.0f;
         float* line = target + m * stride;
         if (vectors) {
             if (at[0] < 0) continue;
-            float values[4] = {};
-            if (add) unpack(load4(line + at[0]), values);
+            float values[WIDTH] = {};
+            if (add) load_values<WIDTH>(line + at[0], values);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) values[j] = finish(values[j] + sums[i][4 * group + j] + row_bias, relu);
-            store4(line + at[0], make_float4(values[0], values[1], values[2], values[3]));
+            for (int j = 0; j < WIDTH; ++j)
+                values[j] = finish(values[j] + Tile::sum(sums, i, block, j) + row_bias, relu);
+            store_values<WIDTH>(line + at[0], values);
         } else {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
+            for (int j = 0; j < WIDTH; ++j) {
                 if (at[j] < 0) continue;
                 const float before = add ? line[at[j]] : 0.0f;
-                line[at[j]] = finish(before + sums[i][4 * group + j] + row_bias, relu);
+                line[at[j]] = finish(before + Tile::sum(sums, i, block, j) + row_bias, relu);
             }
         }
     }

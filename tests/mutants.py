@@ -223,6 +223,13 @@ OF_KERNELS = (
         "test_gemm_tensor_kernels.py -k test_tf32_is_rounded",
     ),
     Mutant(
+        "tensor_tile_in_another_order_than_it_is_read",
+        "tile.cuh",
+        "return Tile::RIGHT + term * Tile::PITCH_N + (column ^ (term & Tile::SWAP));",
+        "return Tile::RIGHT + term * Tile::PITCH_N + column;",
+        "test_conv_tensor_kernels.py -k test_exact and vgg and tf32",
+    ),
+    Mutant(
         "gemm_split_left_out",
         "gemm.cu",
         "for (int split = 0; split < shape.splits; ++split) sum +=",

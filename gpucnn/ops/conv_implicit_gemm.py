@@ -16,8 +16,10 @@ from gpucnn import device as devices
 from gpucnn.launch import Strided, grid_for, launch
 from gpucnn.launch.division import divisor
 from gpucnn.ops.conv_sums import add_planes, image_strides
-from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
+from gpucnn.ops.gemm import TENSOR_TILES, Tile, arithmetic_of, choose_tile, kernel_prefix, multiprocessors
 from gpucnn.ops.shapes import ConvShape
+from gpucnn.precision import get_precision
+from gpucnn.precision import get_precision
 
 # The share of multiply-adds in the compiled main loop: of the forward pass and backward_input, and of backward_weight.
 TILES = (Tile(128, 256, 1, 92), Tile(128, 128, 2, 89), Tile(64, 128, 3, 87), Tile(64, 64, 4, 83))
@@ -37,6 +39,8 @@ class Product(NamedTuple):
     groups: int
     phases: int
     tiles: tuple[Tile, ...]
+    prefix: str  # in the names of the kernels: their arithmetic, if it is not float32
+    prefix: str  # in the names of the kernels: their arithmetic, if it is not float32
 
     def plan(self, planes: int | None = None) -> tuple[Tile, int, int]:
         """(tile, splits, terms of each split but the last); planes: how many of split sums there is room for."""
@@ -54,24 +58,37 @@ def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
     return f"it has a bit for each row and column of the kernel, 32 in all, but the kernel is {shape.R}x{shape.S}"
 
 
-def forward_product(shape: ConvShape) -> Product:
+def forward_product(shape: ConvShape, arithmetic: str) -> Product:
     """Filters × output pixels."""
     channels, pixels = shape.C // shape.groups, shape.N * shape.P * shape.Q
-    return Product(shape.K // shape.groups, pixels, channels * shape.R * shape.S, shape.groups, 1, TILES)
+    sizes = shape.K // shape.groups, pixels, channels * shape.R * shape.S, shape.groups, 1
+    return Product(*sizes, *_tiles(TILES, arithmetic))
 
 
-def backward_input_product(shape: ConvShape) -> Product:
+def backward_input_product(shape: ConvShape, arithmetic: str) -> Product:
     """Channels × pixels of a phase; its terms are those of the phase that most taps reach."""
     (height, width), (sh, sw), (dh, dw) = _phase_size(shape), shape.stride, shape.dilation
     taps = -(-shape.R * math.gcd(sh, dh) // sh) * -(-shape.S * math.gcd(sw, dw) // sw)
     terms = shape.K // shape.groups * taps
-    return Product(shape.C // shape.groups, shape.N * height * width, terms, shape.groups, sh * sw, TILES)
+    sizes = shape.C // shape.groups, shape.N * height * width, terms, shape.groups, sh * sw
+    return Product(*sizes, *_tiles(TILES, arithmetic))
 
 
-def backward_weight_product(shape: ConvShape) -> Product:
+def backward_weight_product(shape: ConvShape, arithmetic: str) -> Product:
     """Filters × (channel, tap); the terms are all output pixels."""
     columns = shape.C // shape.groups * shape.R * shape.S
-    return Product(shape.K // shape.groups, columns, shape.N * shape.P * shape.Q, shape.groups, 1, WEIGHT_TILES)
+    sizes = shape.K // shape.groups, columns, shape.N * shape.P * shape.Q, shape.groups, 1
+    return Product(*sizes, *_tiles(WEIGHT_TILES, arithmetic))
+
+
+def _tiles(tiles: tuple[Tile, ...], arithmetic: str) -> tuple[tuple[Tile, ...], str]:
+    """The tiles of an arithmetic, `tiles` in float32, and the prefix of its kernels."""
+    return TENSOR_TILES.get(arithmetic, tiles), kernel_prefix(arithmetic)
+
+
+def _tiles(tiles: tuple[Tile, ...], arithmetic: str) -> tuple[tuple[Tile, ...], str]:
+    """The tiles of an arithmetic, `tiles` in float32, and the prefix of its kernels."""
+    return TENSOR_TILES.get(arithmetic, tiles), kernel_prefix(arithmetic)
 
 
 def _phase_size(shape: ConvShape) -> tuple[int, int]:
@@ -81,17 +98,17 @@ def _phase_size(shape: ConvShape) -> tuple[int, int]:
 
 def forward_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
     """The weights in another order, and planes of split sums, as many as fit the limit; none if fewer than two do."""
-    return _workspace(forward_product(shape), shape, shape.y, dtype, limit)
+    return _workspace(forward_product(shape, get_precision()), shape, shape.y, dtype, limit)
 
 
 def backward_input_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
     """The weights in another order, and planes of split sums, as many as fit the limit; none if fewer than two do."""
-    return _workspace(backward_input_product(shape), shape, shape.x, dtype, limit)
+    return _workspace(backward_input_product(shape, get_precision()), shape, shape.x, dtype, limit)
 
 
 def backward_weight_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
     """Planes of split sums, as many as fit the limit; one also where columns are not in the order of the weights."""
-    _, splits, _ = backward_weight_product(shape).plan(_planes(shape.weight, dtype, limit))
+    _, splits, _ = backward_weight_product(shape, get_precision()).plan(_planes(shape.weight, dtype, limit))
     needs_plane = splits > 1 or _by_channels(shape, dtype, limit)
     return splits * math.prod(shape.weight) * dtype.itemsize if needs_plane else 0
 
@@ -145,12 +162,13 @@ def forward(
 ) -> None:
     """y (N,K,P,Q), overwritten; x may have any strides."""
     _check_size("conv2d_forward", shape)
-    product, (x, strides) = forward_product(shape), image_strides("conv2d_forward", x, shape)
+    product = forward_product(shape, arithmetic_of("conv2d_forward", y))
+    x, strides = image_strides("conv2d_forward", x, shape)
     tile, splits, terms = _plan(product, shape, y.shape, y.dtype, workspace_limit)
     target = y if splits == 1 else devices.empty((splits, *y.shape), y.dtype, y)
     fused = (bias, relu) if splits == 1 else (None, False)
     work = _work(y.size, splits, terms, fused[1], shape.P * shape.Q, shape.Q)
-    launch(f"conv2d_forward_{tile.name}", _grid(product, tile, splits), Strided(x),
+    launch(f"conv2d_forward_{product.prefix}{tile.name}", _grid(product, tile, splits), Strided(x),
            _pack(weight, product, shape, False), fused[0], target, shape.flat, strides, work,
            shared_bytes=STAGE_BYTES.get(tile.name, 0))  # fmt: skip
     if splits > 1:
@@ -160,12 +178,13 @@ def forward(
 def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gx (N,C,H,W), overwritten; gy may have any strides."""
     _check_size("conv2d_backward_input", shape)
-    product, (gy, strides) = backward_input_product(shape), image_strides("conv2d_backward_input", gy, shape)
+    product = backward_input_product(shape, arithmetic_of("conv2d_backward_input", gx))
+    gy, strides = image_strides("conv2d_backward_input", gy, shape)
     tile, splits, terms = _plan(product, shape, gx.shape, gx.dtype, workspace_limit)
     target = gx if splits == 1 else devices.empty((splits, *gx.shape), gx.dtype, gx)
     height, width = _phase_size(shape)
     work = _work(gx.size, splits, terms, False, height * width, width)
-    launch(f"conv2d_backward_input_{tile.name}", _grid(product, tile, splits), Strided(gy),
+    launch(f"conv2d_backward_input_{product.prefix}{tile.name}", _grid(product, tile, splits), Strided(gy),
            _pack(weight, product, shape, True), target, shape.flat, strides, work,
            shared_bytes=STAGE_BYTES.get(tile.name, 0))  # fmt: skip
     if splits > 1:
@@ -177,11 +196,12 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit:
     _check_size("conv2d_backward_weight", shape)
     x, x_strides = image_strides("conv2d_backward_weight", _near_images(x), shape)
     gy, gy_strides = image_strides("conv2d_backward_weight", _near_images(gy), shape)
-    product, by_channels = backward_weight_product(shape), _by_channels(shape, gw.dtype, workspace_limit)
+    product = backward_weight_product(shape, arithmetic_of("conv2d_backward_weight", gw))
+    by_channels = _by_channels(shape, gw.dtype, workspace_limit)
     tile, splits, terms = product.plan(_planes(gw.shape, gw.dtype, workspace_limit))
     target = gw if splits == 1 and not by_channels else devices.empty((splits, *gw.shape), gw.dtype, gw)
     work = _work(gw.size, splits, terms, False, shape.P * shape.Q, shape.Q)
-    kernel = f"conv2d_backward_weight_{'channels_' if by_channels else ''}{tile.name}"
+    kernel = f"conv2d_backward_weight_{'channels_' if by_channels else ''}{product.prefix}{tile.name}"
     launch(kernel, _grid(product, tile, splits), Strided(x), Strided(gy), target, shape.flat, x_strides, gy_strides,
            work, shared_bytes=STAGE_BYTES.get(tile.name, 0))  # fmt: skip
     if by_channels:

@@ -28,6 +28,7 @@ from gpucnn.ops import (
 from gpucnn.ops.cards import Card
 from gpucnn.ops.conv_choice import Choice
 from gpucnn.ops.shapes import ConvShape
+from gpucnn.precision import get_precision
 from gpucnn.threads import get_num_threads
 
 PASSES = ("conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight")
@@ -197,7 +198,7 @@ def choice(
     operation: str, shape: ConvShape, dtype: np.dtype, device: str, limit: int | None, card: Card | None = None
 ) -> Choice:
     """What `choose` returns, and why; card: another GPU than the one there is, of which no results are at hand."""
-    state = card is None and conv_settings.tuned(), conv_tuning.state(), get_num_threads()
+    state = card is None and conv_settings.tuned(), conv_tuning.state(), get_num_threads(), get_precision()
     own = card_of(device)
     return _choose(operation, shape, dtype, device, limit, own and (card or own), state)
 
@@ -210,9 +211,9 @@ def _choose(
     device: str,
     limit: int | None,
     card: Card | None,
-    state: tuple[bool, tuple[int, str | None], int],
+    state: tuple[bool, tuple[int, str | None], int, str],
 ) -> Choice:
-    """state: what else the choice depends on: whether tuning results are used, which there are, and the threads."""
+    """state: what else the choice depends on: whether tuning results are used, which there are, threads, precision."""
     names = algorithms(operation, shape, dtype, device, limit)
     if not names:
         raise UnsupportedAlgorithm(_nothing_fits(operation, shape, dtype, device, limit))
