@@ -294,14 +294,14 @@ OF_KERNELS = (
     ),
     Mutant(
         "backward_weight_wrong_carry",
-        "conv2d_backward_weight.cu",
+        "conv2d_backward_weight.cuh",
         "const bool next_image = p >= shape.P;",
         "const bool next_image = p > shape.P;",
         "test_conv_kernels.py -k test_exact_on_integers and implicit_gemm and vgg",
     ),
     Mutant(
         "backward_weight_tap_of_another_row",
-        "conv2d_backward_weight.cu",
+        "conv2d_backward_weight.cuh",
         "const int down = tap / s.S * s.dilation_h, right = tap % s.S * s.dilation_w;",
         "const int down = tap / s.R * s.dilation_h, right = tap % s.R * s.dilation_w;",
         "test_conv_kernels.py -k test_exact_on_integers and implicit_gemm and two_taps",
@@ -315,7 +315,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "backward_weight_reads_past_the_last_filter",
-        "conv2d_backward_weight.cu",
+        "conv2d_backward_weight.cuh",
         "from, pass < filters);",
         "from, exists);",
         "test_conv_kernels_use.py -k test_kernels_are_sound and implicit_gemm",

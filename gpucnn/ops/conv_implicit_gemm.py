@@ -19,7 +19,6 @@ from gpucnn.ops.conv_sums import add_planes, image_strides
 from gpucnn.ops.gemm import TENSOR_TILES, Tile, arithmetic_of, choose_tile, kernel_prefix, multiprocessors
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.precision import get_precision
-from gpucnn.precision import get_precision
 
 # The share of multiply-adds in the compiled main loop: of the forward pass and backward_input, and of backward_weight.
 TILES = (Tile(128, 256, 1, 92), Tile(128, 128, 2, 89), Tile(64, 128, 3, 87), Tile(64, 64, 4, 83))
@@ -39,7 +38,6 @@ class Product(NamedTuple):
     groups: int
     phases: int
     tiles: tuple[Tile, ...]
-    prefix: str  # in the names of the kernels: their arithmetic, if it is not float32
     prefix: str  # in the names of the kernels: their arithmetic, if it is not float32
 
     def plan(self, planes: int | None = None) -> tuple[Tile, int, int]:
@@ -79,11 +77,6 @@ def backward_weight_product(shape: ConvShape, arithmetic: str) -> Product:
     columns = shape.C // shape.groups * shape.R * shape.S
     sizes = shape.K // shape.groups, columns, shape.N * shape.P * shape.Q, shape.groups, 1
     return Product(*sizes, *_tiles(WEIGHT_TILES, arithmetic))
-
-
-def _tiles(tiles: tuple[Tile, ...], arithmetic: str) -> tuple[tuple[Tile, ...], str]:
-    """The tiles of an arithmetic, `tiles` in float32, and the prefix of its kernels."""
-    return TENSOR_TILES.get(arithmetic, tiles), kernel_prefix(arithmetic)
 
 
 def _tiles(tiles: tuple[Tile, ...], arithmetic: str) -> tuple[tuple[Tile, ...], str]:
