@@ -48,7 +48,12 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     **{
         f"conv2d_{operation}_{tile}": ("LDGSTS", "LDS.128", "STG.E.128")
         for operation in ("forward", "backward_input", "backward_weight")
-        for tile in ("64x64", "128x128", "128x256", "channels")
+        for tile in ("64x64", "128x128", "128x256", "channels_64", "channels_128")
+    },
+    **{
+        f"conv2d_{operation}_{form}": ("LDGSTS", "HMMA", "STG.E.64")
+        for operation in ("forward", "backward_input", "backward_weight", "backward_weight_channels")
+        for form in ("tf32", "float32_tensor")
     },
     "winograd4_output": ("STG.E.128",),
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),

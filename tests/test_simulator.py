@@ -215,3 +215,19 @@ def test_what_was_pruned_is_built_again(tmp_path, monkeypatch):
     path.unlink()
     simulator._cached(path, build)
     assert len(built) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts the process' mappings as Linux lists them")
+def test_libraries_share_their_stacks():
+    """Of the 65,530 mappings that a process may have each stack takes two: 512 for a library of 256 threads a block."""
+
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    (x,) = on("sim", X)
+    launch("relu_forward", 1, x, devices.empty_like(x), X.size)
+    before = mappings()
+    for mode in ("asan", "race"):
+        with simulator.configured(mode=mode):
+            launch("relu_forward", 1, x, devices.empty_like(x), X.size)
+    assert mappings() - before < 200

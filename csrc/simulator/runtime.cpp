@@ -109,7 +109,9 @@ void prepare_threads() {
     block.at_barrier = 0;
     for (int i = 0; i < count; ++i) {
         Thread& thread = block.threads[i];
-        if (!thread.stack) thread.stack = allocate_stack();
+        char*& stack = block.launch->stacks[i];
+        if (!stack) stack = allocate_stack();
+        thread.stack = stack;
         thread.number = i;
         thread.lane = i % 32;
         thread.warp = i / 32;

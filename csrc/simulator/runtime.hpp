@@ -60,6 +60,7 @@ struct Launch {
     uint64_t seed;
     int late_copies;  // asynchronous copies complete as late as is legal, instead of at once
     int architecture;  // 90 for sm_90
+    char** stacks;     // THREADS_MAX, allocated when they are first used; all libraries of a process share them
     char* error;
     size_t error_bytes;
 };

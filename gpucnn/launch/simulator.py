@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -147,9 +148,17 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("late_copies", ctypes.c_int),
         ("architecture", ctypes.c_int),
+        ("stacks", ctypes.c_void_p),
         ("error", ctypes.c_char_p),
         ("error_bytes", ctypes.c_size_t),
     ]
+
+
+THREADS_MAX = 1024  # of a block
+# Of the fibers of all libraries: each takes two of the 65,530 mappings that Linux lets a process have, so they are
+# shared, and launches take turns.
+_stacks = (ctypes.c_void_p * THREADS_MAX)()
+_running = threading.Lock()
 
 
 def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:
@@ -172,10 +181,13 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
         seed=chosen.seed,
         late_copies=chosen.late_copies,
         architecture=int(chosen.architecture.removeprefix("sm_")),
+        stacks=ctypes.cast(_stacks, ctypes.c_void_p),
         error=ctypes.cast(error, ctypes.c_char_p),
         error_bytes=len(error),
     )
-    if module.gpucnn_simulate(ctypes.byref(launch)):
+    with _running:
+        failed = module.gpucnn_simulate(ctypes.byref(launch))
+    if failed:
         raise _error(entry, arguments, module, error.value.decode())
     if _profiles is not None:
         _profiles.append((entry.name, profile(entry.name, _profiles_lines)))
