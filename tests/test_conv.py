@@ -147,14 +147,17 @@ def test_choice_of_algorithm():
         return ops.choose("conv2d_forward", ops.conv_shape(x, weight, groups=groups))
 
     assert choice((8, 64, 58, 58), (64, 64, 3, 3)) == "winograd4"
-    assert choice((4, 512, 16, 16), (512, 512, 3, 3)) == "winograd"  # 64 tiles of 4×4 outputs, 196 of 2×2
+    assert choice((4, 512, 16, 16), (512, 512, 3, 3)) == "winograd4"  # 64 tiles of 4×4 outputs
+    assert choice((3, 512, 16, 16), (512, 512, 3, 3)) == "winograd"  # 48 of them, 147 of 2×2
     assert choice((1, 512, 16, 16), (512, 512, 3, 3)) == "winograd"  # 49 tiles
     assert choice((1, 512, 14, 14), (512, 512, 3, 3)) == "im2col"
     assert choice((8, 32, 58, 58), (32, 32, 3, 3)) == "im2col"
     assert choice((8, 3, 226, 226), (64, 3, 3, 3)) == "im2col"
     assert choice((8, 64, 31, 31), (128, 64, 5, 5)) == "fft"
-    assert choice((4, 32, 28, 28), (64, 32, 5, 5)) == "fft"
-    assert choice((4, 24, 28, 28), (64, 24, 5, 5)) == "im2col"
+    assert choice((4, 48, 28, 28), (64, 48, 5, 5)) == "fft"
+    assert choice((4, 32, 28, 28), (64, 32, 5, 5)) == "im2col"
+    assert choice((4, 128, 16, 16), (128, 128, 7, 7)) == "fft"  # convnet-benchmarks' L4
+    assert choice((4, 3, 128, 128), (96, 3, 11, 11)) == "fft"  # L1: few channels, but 121 taps
     assert choice((1, 64, 31, 31), (128, 64, 5, 5)) == "im2col"
     assert choice((8, 512, 31, 31), (512, 512, 5, 5)) == "im2col"  # spectra of the filters would fill a gigabyte
     assert choice((64, 64, 56, 56), (64, 64, 1, 1)) == "im2col"

@@ -15,7 +15,7 @@ from gpucnn.ops.shapes import ConvShape
 # Of algorithms whose planned times are within a sixteenth, the first here is taken: the model knows no better, and it
 # needs less workspace and fewer launches.
 ORDER = ("implicit_gemm", "winograd", "winograd4", "fft", "im2col", "direct")
-ENOUGH_TILES = {"winograd4": 128, "winograd": 48}  # on the CPU, to repay the transforms of the filters
+ENOUGH_TILES = {"winograd4": 64, "winograd": 48}  # on the CPU, to repay the transforms of the filters
 
 
 class Choice(NamedTuple):
@@ -54,15 +54,22 @@ def _cpu_wishes(shape: ConvShape) -> list[Choice]:
     if shape.C == shape.groups and shape.C > 1:
         return [Choice("direct", "depthwise: a matrix product of one row would waste its register tile")]
     # A transformed number takes part in as many products as there are channels on the other side.
-    if shape.groups > 1 or not shape.stride == shape.dilation == (1, 1) or min(shape.C, shape.K) < 32:
+    if shape.groups > 1 or not shape.stride == shape.dilation == (1, 1):
         return []
     if (shape.R, shape.S) == (3, 3):
         return _cpu_winograd(shape) if min(shape.C, shape.K) >= 64 else []
-    # Spectra of a filter take up to 17 KB whatever the kernel's size, so there must not be too many filters either.
-    pixels, filters = shape.N * shape.P * shape.Q, shape.K * shape.C
-    if min(shape.R, shape.S) >= 5 and pixels >= 2048 and filters <= 128 * 128:
-        return [Choice("fft", f"a {shape.R}x{shape.S} kernel on {pixels} pixels repays the filters' spectra")]
-    return []
+    return [Choice("fft", "a large kernel on many pixels repays the filters' spectra")] if _fft_pays(shape) else []
+
+
+def _fft_pays(shape: ConvShape) -> bool:
+    """Spectra of a filter take up to 17 KB whatever the kernel's size, so there must not be too many filters either."""
+    side, pixels, channels = min(shape.R, shape.S), shape.N * shape.P * shape.Q, min(shape.C, shape.K)
+    if (
+        side >= 9 and max(shape.C, shape.K) >= 64 and pixels >= 4096
+    ):  # few channels, such as those of a first layer, too
+        return shape.K * shape.C <= 128 * 128
+    enough_pixels = 384 if side >= 7 else 2048
+    return side >= 5 and channels >= 48 and pixels >= enough_pixels and shape.K * shape.C <= 128 * 256
 
 
 def _cpu_winograd(shape: ConvShape) -> list[Choice]:
