@@ -16,7 +16,7 @@ PRECISIONS = ("float32", "float32_tensor", "tf32")
 _chosen = "float32"
 
 
-class precision:  # noqa: N801
+class precision:
     """Let products of matrices use this precision from now on; as a context manager, inside the context.
 
     Backward passes use what is in force when they run. Raises ValueError for an unknown name.
