@@ -11,7 +11,7 @@ import numpy as np
 
 from gpucnn import device as devices
 from gpucnn.launch import jit, native, plan, simulator
-from gpucnn.launch.sources import SCALARS, Entry, Parameter, entries, structs
+from gpucnn.launch.sources import ELEMENTS, SCALARS, Entry, Parameter, entries, structs
 
 GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
 
@@ -142,8 +142,8 @@ def _pointer(entry: Entry, parameter: Parameter, value: Any) -> Any:
     where = f"{entry.name}: {parameter.name}"
     if not devices.is_array(array) or not devices.runs_kernels(array):
         raise TypeError(f"{where} is {type(array).__name__}; it must be an array on 'cuda' or 'sim': use .to(device)")
-    if array.dtype != SCALARS.get(parameter.type, parameter.type):
-        raise TypeError(f"{where} is {array.dtype}; the kernel takes {SCALARS.get(parameter.type, parameter.type)}")
+    if array.dtype.name != ELEMENTS.get(parameter.type, parameter.type):
+        raise TypeError(f"{where} is {array.dtype}; the kernel takes {ELEMENTS.get(parameter.type, parameter.type)}")
     if array is value and not array.flags.c_contiguous:
         raise TypeError(f"{where} is not contiguous (strides {array.strides}); use device.contiguous")
     return array
