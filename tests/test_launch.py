@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 import gpucnn
 from gpucnn import device as devices
-from gpucnn.launch import Strided, launch, sources
+from gpucnn.launch import Strided, launch, simulator, sources
 from gpucnn.launch.dispatch import bind, grid_for
 from gpucnn.launch.sources import Parameter, evaluate, parse
 from tests.check import assert_equal
@@ -189,20 +191,62 @@ def test_kernel_that_does_not_compile(tmp_path: Path):
         launch("own_wrong", 1, x)
 
 
-def test_changed_header_changes_the_digest(tmp_path: Path):
+@pytest.fixture
+def copied_kernels(tmp_path: Path) -> Iterator[Path]:
+    """A folder of copies of all kernels, which is the library's."""
     before = sources.folder()
     for path in (*before.glob("*.cu"), *before.glob("*.cuh")):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    first = sources.digest(str(before / "relu.cu"))
-    try:
-        sources.use_folder(tmp_path)
-        assert sources.digest(str(tmp_path / "relu.cu")) == first
-        with open(tmp_path / "common.cuh", "a") as file:
-            file.write("// changed\n")
-        sources.use_folder(tmp_path)
-        assert sources.digest(str(tmp_path / "relu.cu")) != first
-    finally:
-        sources.use_folder(before)
+    sources.use_folder(tmp_path)
+    yield tmp_path
+    sources.use_folder(before)
+
+
+@pytest.mark.parametrize(
+    "changed, files",
+    [
+        ("common.cuh", {"relu.cu", "gemm.cu", "gemm_tensor.cu"}),
+        ("ptx.cuh", {"gemm.cu", "gemm_tensor.cu"}),  # which they include through two others
+        ("tile_tensor.cuh", {"gemm_tensor.cu"}),
+        ("gemm.cu", {"gemm.cu"}),
+    ],
+)
+def test_a_change_changes_the_digests_of_what_includes_it(changed, files, copied_kernels: Path):
+    names = ("relu.cu", "gemm.cu", "gemm_tensor.cu")
+    before = {name: sources.digest(str(copied_kernels / name)) for name in names}
+    with open(copied_kernels / changed, "a") as file:
+        file.write("// changed\n")
+    sources.use_folder(copied_kernels)
+    assert {name for name in names if sources.digest(str(copied_kernels / name)) != before[name]} == files
+
+
+def test_digests_do_not_depend_on_the_folder(copied_kernels: Path):
+    copied = sources.digest(str(copied_kernels / "gemm_tensor.cu"))
+    sources.use_folder(Path(sources.kernels.__file__).parent)
+    assert sources.digest(str(sources.folder() / "gemm_tensor.cu")) == copied
+
+
+def test_includes_are_read_however_they_are_written(tmp_path: Path):
+    for name in ("one.cuh", "two.cuh", "three.cuh", "four.cuh", "unused.cuh"):
+        (tmp_path / name).write_text('#pragma once\n#include "one.cuh"\n')
+    file = tmp_path / "own.cu"
+    file.write_text('# include  "two.cuh"\n#ifdef ANY\n  #include <three.cuh>\n#endif\n#include \\\n"four.cuh"\n'
+                    '#include <cstdint>\n#include"gone.cuh"\n')  # fmt: skip
+    assert [path.name for path in sources.includes(str(file))] == ["four.cuh", "one.cuh", "three.cuh", "two.cuh"]
+    file.write_text("#define NAME <common.cuh>\n#include NAME\n")
+    sources.use_folder(sources.folder())
+    assert set(sources.includes(str(file))) == set(sources.headers())
+
+
+def test_includes_hold_all_that_a_compiler_reads():
+    """The preprocessor's own list of what it opened of the kernels' folder, for every file."""
+    flags = ["-std=c++17", "-MM", "-xc++", f"-I{sources.folder()}", f"-I{simulator.RUNTIME}"]
+    files = [str(path) for path in sources.files()]
+    rules = subprocess.run([simulator.compiler()[0], *flags, *files], capture_output=True, text=True, check=True).stdout
+    read = [set(re.findall(r"[\w./-]+\.cuh", rule)) for rule in rules.replace("\\\n", " ").strip().splitlines()]
+    for file, opened in zip(files, read, strict=True):
+        included = {path.resolve() for path in sources.includes(file)}
+        assert {Path(path).resolve() for path in opened} <= included and included, file
 
 
 @pytest.mark.parametrize("operation", [lambda x: x + 1, np.exp, lambda x: np.where(x > 0, x, 0), lambda x: x.sum(),

@@ -180,15 +180,36 @@ def _fields(body: str, constants: dict[str, str]) -> Iterator[tuple[str, int]]:
             yield kind, evaluate(count[1], constants) if count else 1
 
 
+_INCLUDE = re.compile(r"""^[ \t]*#[ \t]*include\b[ \t]*(?:["<]([^">\n]+)[">])?""", re.MULTILINE)
+
+
+@cache
+def includes(file: str) -> tuple[Path, ...]:
+    """The headers of kernels that a file includes, itself or through others; those of compilers are none.
+
+    Every #include counts, whatever it stands under, and every file that it may mean: any, where it names a macro.
+    """
+    found: dict[Path, None] = {}
+    waiting = [Path(file)]
+    while waiting:
+        path = waiting.pop()
+        for name in _INCLUDE.findall(path.read_text().replace("\\\n", "")):
+            for header in (path.parent / name, folder() / name) if name else headers():
+                if header.is_file() and header not in found:
+                    found[header] = None
+                    waiting.append(header)
+    return tuple(sorted(found))
+
+
 @cache
 def digest(file: str) -> str:
-    """A digest of a file of kernels and of all headers: what was compiled from other texts is not used."""
+    """A digest of a file of kernels and of the headers it includes: what was compiled from other texts is not used."""
     found = hashlib.sha256()
-    for path in (Path(file), *headers()):
+    for path in (Path(file), *includes(file)):
         found.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     return found.hexdigest()
 
 
 def _forget() -> None:
-    for function in (entries, structs, digest):
+    for function in (entries, structs, includes, digest):
         function.cache_clear()
