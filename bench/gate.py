@@ -3,8 +3,9 @@
     python -m gpucnn.bench.gate [--update] [--out build/gate.json]
 
 It needs no GPU. It fails where code spills registers or uses local memory, where an instruction that a kernel is built
-around is missing, where multiply-adds are too small a share of a main loop, where NVRTC and nvcc of one version compute
-differently, and where registers or shared memory differ from the table bench/gate.json, which --update writes anew.
+around is missing, where products are too small a share of a main loop, where NVRTC and nvcc of one version compute
+differently, and where registers, shared memory or the instructions of a main loop on tensor cores differ from the table
+bench/gate.json, which --update writes anew.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     **{
         f"gemm_{layout}_{form}": ("LDGSTS", "LDS.128", "STG.E.128")
         for layout in ("nn", "nt", "tn")
-        for form in ("32", "64", "128", "words_32", "words_64", "words_128", "flush")
+        for form in ("32", "64", "128", "words_32", "words_64", "words_128", "flush_64", "flush_128")
     },
     **{
         f"gemm_{layout}_{form}": ("LDGSTS", "HMMA", "STG.E.64")
         for layout in ("nn", "nt", "tn")
-        for form in ("tf32", "float32_tensor", "words_tf32", "words_float32_tensor")
+        for form in ("tf32", "float32_tensor", "words_tf32", "words_float32_tensor", "flush_float32_tensor")
     },
     **{
         f"conv2d_{operation}_{tile}": ("LDGSTS.E.128",)
@@ -75,6 +76,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
 }
 # The least share of multiply-adds, percent, in the main loop of kernels that are products: with 128 float32 lanes a
 # multiprocessor it is a ceiling of their speed. On sm_75 copies to shared memory go through registers.
+# On tensor cores it is the share of HMMA: one of 16 × 8 × 8 tf32 values takes 8 clocks of a quarter of a multiprocessor
+# of sm_80 and 4 of sm_90, and every other instruction takes one to issue.
 BUDGETS: dict[str, int] = {
     "gemm_nn_128x128": 90,
     "gemm_nt_128x128": 89,
@@ -90,6 +93,15 @@ BUDGETS: dict[str, int] = {
     "conv2d_backward_weight_128x256": 85,
     "conv2d_backward_weight_128x128": 81,
     "conv2d_forward_first_layer": 91,
+    **{f"gemm_{layout}_tf32_128x128": 12 for layout in ("nn", "nt", "tn")},
+    **{f"gemm_{layout}_float32_tensor_128x128": 15 for layout in ("nn", "nt", "tn", "nt_flush", "tn_flush")},
+    **{f"gemm_{layout}_float32_tensor_64x64": 11 for layout in ("nn", "nt", "tn", "nt_flush", "tn_flush")},
+}
+PRODUCTS = ("HGMMA", "HMMA", "FFMA")  # a kernel's main loop is that with most of the first of these that it has
+# What the table keeps of the loops of kernels on tensor cores: of that of products, and of another that copies by TMA.
+KEPT = {
+    ("HGMMA", "HMMA"): ("HGMMA", "HMMA", "LDSM", "LDS", "LDGSTS", "UTMALDG", "SYNCS", "BAR"),
+    ("UTMALDG",): ("UTMALDG", "SYNCS"),
 }
 # Kernels that may compute in double: batch norm joins means and variances of its parts, a few operations a part.
 DOUBLES = ("batch_norm_",)
@@ -103,7 +115,7 @@ COUNTED = re.compile(
 def main(arguments: list[str] | None = None) -> int:
     """Run the gate, print what it finds, write all records; 0 if nothing is wrong."""
     parser = argparse.ArgumentParser(prog="gate", description=__doc__.splitlines()[0])
-    parser.add_argument("--update", action="store_true", help="write the table of registers and shared memory anew")
+    parser.add_argument("--update", action="store_true", help="write the table anew")
     parser.add_argument("--out", type=Path, default=Path("build/gate.json"), help="where all records go, as JSON")
     options = parser.parse_args(arguments)
     records, faults = inspect_all()
@@ -143,6 +155,7 @@ def inspect(file: str, architecture: str) -> list[dict[str, Any]]:
             "local_bytes": local,
             "instructions": count_instructions(listing[kernel]),
             "main_loop": main_loop(listing[kernel]),
+            "tensor_loops": loops_on_tensor_cores(listing[kernel]),
         }
         for kernel, (registers, shared, local) in usage.items()
     ]
@@ -218,23 +231,38 @@ def loops(listing: list[str]) -> list[tuple[int, int]]:
     return [(first, last) for first, last in found if first <= last]
 
 
-def main_loop(listing: list[str]) -> dict[str, int]:
-    """Instructions of the innermost loop with the most multiply-adds by kind, and in all; empty where there is none.
+def main_loop(listing: list[str], products: tuple[str, ...] = PRODUCTS) -> dict[str, int]:
+    """Instructions by kind, and in all, of the innermost loop with the most of the first of `products` that loops have.
 
-    Where several have as many, it is the shortest: a product's loop for whole tiles, not the one for what is left over.
+    Empty where there is none. Where several have as many, it is the shortest: a product's loop for whole tiles, not the
+    one for what is left over.
     """
     kinds = [re.sub(r"^@!?U?P\w+ ", "", line).split()[0].split(".")[0] for line in listing]
-    spans = [(first, last) for first, last in loops(listing) if "FFMA" in kinds[first : last + 1]]
-    inner = [
-        (first, last)
-        for first, last in spans
-        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in spans)
-    ]
-    if not inner:
-        return {}
-    first, last = max(inner, key=lambda span: (kinds[span[0] : span[1] + 1].count("FFMA"), span[0] - span[1]))
-    counts = Counter(kinds[first : last + 1])
-    return {"instructions": last + 1 - first, **dict(counts.most_common())}
+    every = loops(listing)
+    for product in products:
+        spans = [(first, last) for first, last in every if product in kinds[first : last + 1]]
+        inner = [span for span in spans if not any(other != span and _inside(other, span) for other in spans)]
+        if inner:
+            first, last = max(inner, key=lambda span: (kinds[span[0] : span[1] + 1].count(product), span[0] - span[1]))
+            return {"instructions": last + 1 - first, **dict(Counter(kinds[first : last + 1]).most_common())}
+    return {}
+
+
+def _inside(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return other[0] <= one[0] and one[1] <= other[1]
+
+
+def loops_on_tensor_cores(listing: list[str]) -> str:
+    """The mix of instructions that the table keeps: "96 HMMA, 51 LDS, 16 LDGSTS of 611"; empty for other kernels."""
+    texts, seen = [], [{}]
+    for products, kept in KEPT.items():
+        loop = main_loop(listing, products)
+        if loop not in seen:
+            texts.append(
+                ", ".join(f"{loop[kind]} {kind}" for kind in kept if kind in loop) + f" of {loop['instructions']}"
+            )
+            seen.append(loop)
+    return "; ".join(texts)
 
 
 def _width(name: str) -> str:
@@ -258,22 +286,24 @@ def record_faults(record: dict[str, Any]) -> list[str]:
 
 
 def over_budget(record: dict[str, Any]) -> list[str]:
-    """Where multiply-adds are a smaller share of the main loop than BUDGETS has."""
+    """Where products are a smaller share of the main loop than BUDGETS has."""
     least = [share for start, share in BUDGETS.items() if record["kernel"].startswith(start)]
     loop = record.get("main_loop") or {}
-    fma, every = loop.get("FFMA", 0), loop.get("instructions", 1)
+    product = next((kind for kind in PRODUCTS if kind in loop), "FFMA")
+    count, every = loop.get(product, 0), loop.get("instructions", 1)
     return [
-        f"{fma} of {every} instructions of the main loop multiply and add, {100 * fma / every:.1f}%; at least {share}%"
+        f"{count} of {every} instructions of the main loop are {product}, {100 * count / every:.1f}%; at least {share}%"
         for share in least
-        if 100 * fma < share * every
+        if 100 * count < share * every
     ]
 
 
-def table_of(records: list[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """kernel → architecture → [registers, bytes of static shared memory]."""
-    table: dict[str, dict[str, list[int]]] = {}
+def table_of(records: list[dict[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    """kernel → architecture → [registers, bytes of static shared memory, `loops_on_tensor_cores` if there are any]."""
+    table: dict[str, dict[str, list[Any]]] = {}
     for record in records:
-        table.setdefault(record["kernel"], {})[record["arch"]] = [record["registers"], record["shared_bytes"]]
+        row = [record["registers"], record["shared_bytes"]] + [text for text in [record["tensor_loops"]] if text]
+        table.setdefault(record["kernel"], {})[record["arch"]] = row
     return dict(sorted(table.items()))
 
 

@@ -363,6 +363,20 @@ OF_KERNELS = (
         "test_conv_winograd4_kernels.py -k test_products_are_exact and 64x64",
     ),
     Mutant(
+        "gemm_flush_tensor_overwrites_what_it_should_add_to",
+        "gemm_flush_tensor.cu",
+        "thread_column<Tile>(), add,",
+        "thread_column<Tile>(), false,",
+        "test_conv_winograd4_tensor_kernels.py -k test_products_are_exact",
+    ),
+    Mutant(
+        "gemm_flush_tensor_takes_the_plane_of_another_split",
+        "gemm_flush_tensor.cu",
+        "c + to.batch * shape.c_batch + to.split * shape.c_split",
+        "c + to.batch * shape.c_batch",
+        "test_conv_winograd4_tensor_kernels.py -k test_products_are_exact and 3",
+    ),
+    Mutant(
         "gemm_flush_forgets_the_last_sums",
         "gemm_flush.cu",
         "shape.K - to.split * shape.split_terms) > FLUSH)",

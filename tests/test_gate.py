@@ -41,7 +41,7 @@ def test_kernels_pass(tmp_path: Path, capsys):
     for record in records:
         assert record["registers"] > 0 and record["spill_bytes"] == record["local_bytes"] == 0
         if record["kernel"].startswith(tuple(gate.BUDGETS)):
-            assert record["main_loop"]["FFMA"] > 100
+            assert max(record["main_loop"].get(kind, 0) for kind in gate.PRODUCTS) >= 16
 
 
 def test_local_memory_is_a_fault(tmp_path: Path):
@@ -83,12 +83,55 @@ def test_main_loop_is_the_innermost_with_most_multiply_adds():
     assert gate.main_loop(["MOV R1, R2", "EXIT"]) == gate.main_loop(["IADD3 R1, R1, R1, RZ", "@P0 BRA 0x0"]) == {}
 
 
+ON_TENSOR_CORES = [  # a loop that copies, one that multiplies and waits in a loop of its own, and one of float32 units
+    "UTMALDG.2D [UR4], [UR6]",
+    "SYNCS.ARRIVE.TRANS64.A1T0 RZ, [R2+URZ], R3",
+    "@P0 BRA 0x0",
+    "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2+URZ], R3",
+    "@!P0 BRA 0x30",
+    "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24",
+    "IADD3 R0, R0, 0x1, RZ",
+    "@P1 BRA 0x30",
+    "FFMA R8, R4, R5, R8",
+    "FFMA R9, R4, R5, R9",
+    "@P2 BRA 0x80",
+    "EXIT",
+]
+
+
+def test_loops_on_tensor_cores():
+    listing = ON_TENSOR_CORES
+    assert gate.main_loop(listing) == {"instructions": 5, "BRA": 2, "SYNCS": 1, "HGMMA": 1, "IADD3": 1}
+    assert gate.loops_on_tensor_cores(listing) == "1 HGMMA, 1 SYNCS of 5; 1 UTMALDG, 1 SYNCS of 3"
+    assert (
+        gate.loops_on_tensor_cores(listing[5:6] + ["LDSM.16.M88.4 R4, [R2]", "@P0 BRA 0x0"]) == "1 HGMMA, 1 LDSM of 3"
+    )
+    assert gate.loops_on_tensor_cores(["FFMA R1, R1, R1, R1", "BRA 0x0"]) == ""
+    one_loop = ["UTMALDG.2D [UR4], [UR6]", "HMMA.1688.F32.TF32 R4, R4, R5, R4", "BRA 0x0"]
+    assert gate.loops_on_tensor_cores(one_loop) == "1 HMMA, 1 UTMALDG of 3"
+
+
+def test_the_table_keeps_loops_on_tensor_cores():
+    record = {"kernel": "a", "arch": "sm_80", "registers": 32, "shared_bytes": 64}
+    assert gate.table_of([record | {"tensor_loops": ""}]) == {"a": {"sm_80": [32, 64]}}
+    assert gate.table_of([record | {"tensor_loops": "1 HMMA of 3"}]) == {"a": {"sm_80": [32, 64, "1 HMMA of 3"]}}
+
+
+def test_small_share_of_tensor_products_is_a_fault():
+    loop = {"instructions": 100, "FFMA": 90, "HMMA": 14}
+    record = {"kernel": "gemm_nn_float32_tensor_128x128", "arch": "sm_80", "main_loop": loop}
+    (fault,) = gate.over_budget(record)
+    assert fault == "14 of 100 instructions of the main loop are HMMA, 14.0%; at least 15%"
+    loop["HMMA"] = 15
+    assert gate.over_budget(record) == []
+
+
 def test_small_share_of_multiply_adds_is_a_fault():
     record = {"kernel": "conv2d_forward_128x256", "arch": "sm_90a", "main_loop": {"instructions": 100, "FFMA": 91}}
     assert gate.over_budget(record) == []
     record["main_loop"]["FFMA"] = 90
     (fault,) = gate.over_budget(record)
-    assert fault == "90 of 100 instructions of the main loop multiply and add, 90.0%; at least 91%"
+    assert fault == "90 of 100 instructions of the main loop are FFMA, 90.0%; at least 91%"
     for loop in ({}, {"instructions": 5}):
         assert gate.over_budget(record | {"main_loop": loop})
 

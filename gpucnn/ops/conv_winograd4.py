@@ -4,6 +4,9 @@ Transforms of filters and of tiles (kernels/winograd4.cu), 36 matrix products (k
 their results; images go through in chunks that keep a limit of memory. Sums over channels, and over tiles for the
 gradient of the weights, are flushed every 64 terms, which makes rounding errors no larger than those of a direct
 convolution. A value that is not finite spoils the whole tile that reads it.
+
+In every precision but float32 the products are float32_tensor's (kernels/gemm_flush_tensor.cu): the transforms magnify
+what tf32 leaves of each value to 4.6 times the error of a direct convolution in tf32.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from gpucnn.launch import Strided, launch, shared_limit
 from gpucnn.launch.division import divisor
 from gpucnn.ops import conv_winograd
 from gpucnn.ops.conv_sums import image_strides
-from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
+from gpucnn.ops.gemm import TENSOR_TILES, Tile, arithmetic_of, choose_tile, multiprocessors
 from gpucnn.ops.shapes import ConvShape
 
 TILE, ELEMENTS = 4, 36  # outputs of a tile along an axis; elements of a transformed tile
@@ -197,10 +200,7 @@ def multiply(
     """c[ξ] (+)= a[ξ] · b[ξ] for the 36 elements, M × N sums of K products; planes of c for the splits."""
     M, N, K = size
     split_terms = -(-K // (splits * STEP)) * STEP
-    # So few terms that no split is proposed: planes are chosen before, for all chunks alike.
-    tile, _ = choose_tile(M, N, min(K, 256), ELEMENTS * splits, multiprocessors(), TILES)
-    if _shared_bytes(tile) + 4 * tile.M * tile.N > shared_limit(c):
-        tile = TILES[-1]
+    tile, on_tensor_cores = _tile(M, N, K, splits, c)
     shape = (
         M,
         N,
@@ -216,8 +216,20 @@ def multiply(
         ELEMENTS * M * c_stride,
     )
     blocks = ELEMENTS * splits * -(-M // tile.M) * -(-N // tile.N)
-    launch(f"gemm_{layout}_flush_{tile.name}", blocks, Strided(a), Strided(b), c, shape, add,
-           shared_bytes=4 * tile.M * tile.N if split_terms > FLUSH else 0)  # fmt: skip
+    prefix, flushed = ("float32_tensor_", 0) if on_tensor_cores else ("", 4 * tile.M * tile.N)
+    launch(f"gemm_{layout}_flush_{prefix}{tile.name}", blocks, Strided(a), Strided(b), c, shape, add,
+           shared_bytes=flushed if split_terms > FLUSH else 0)  # fmt: skip
+
+
+def _tile(M: int, N: int, K: int, splits: int, like: Any) -> tuple[Tile, bool]:
+    """(tile, whether tensor cores multiply), in the precision in force and within a block's shared memory."""
+    on_tensor_cores = arithmetic_of("winograd4", like) != "float32"
+    tiles = TENSOR_TILES["float32_tensor"] if on_tensor_cores else TILES
+    # So few terms that no split is proposed: planes are chosen before, for all chunks alike.
+    tile, _ = choose_tile(M, N, min(K, 256), ELEMENTS * splits, multiprocessors(), tiles)
+    if not on_tensor_cores and _shared_bytes(tile) + 4 * tile.M * tile.N > shared_limit(like):
+        tile = TILES[-1]
+    return tile, on_tensor_cores
 
 
 def _shared_bytes(tile: Tile) -> int:
