@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import gpucnn
 from gpucnn import ops
 from gpucnn.cli import options
 from gpucnn.ops.cards import CARDS, Card, named
@@ -15,7 +16,8 @@ from gpucnn.train.rules import COUNT, Rule
 
 explain = typer.Typer(add_completion=False, rich_markup_mode=None, help="Say which algorithm is chosen, and why.")
 NOT_NEGATIVE = Rule(int, "a whole number of at least 0", lambda value: value >= 0)
-WIDTH = 140  # columns where the output is no terminal
+WIDTH = 160  # columns where the output is no terminal
+BOUNDS = {"memory": "memory", "l2": "L2 cache", None: ""}
 
 
 @explain.callback()
@@ -74,34 +76,43 @@ def conv(
         typer.Option(parser=_gpu, metavar="NAME", help=f"Reckon with {', '.join(CARDS)} instead of the one there is."),
     ] = None,
     algorithm: Annotated[str, typer.Option(metavar="NAME", help="Ask for this one.")] = "auto",
+    precision: options.PrecisionName = "float32",
+    dtype: options.DtypeName = "float32",
     workspace_limit: options.WorkspaceLimit = None,
     json: options.Json = None,
 ) -> None:
     """Print which algorithm convolves images N C H W with K filters of R x S pixels, why, and what the others cost."""
     options.check_output(json)
     shape = ops.conv_shape((n, c, h, w), (k, max(1, c // groups), r, s), stride, padding, dilation, groups)
-    found = ops.explain(which, shape, device, workspace_limit=workspace_limit, algorithm=algorithm, card=gpu)
-    options.write_json(json, _json(found, which, shape, device, workspace_limit))
+    arguments = {"workspace_limit": workspace_limit, "algorithm": algorithm, "card": gpu}
+    with gpucnn.precision(precision):
+        found = ops.explain(which, shape, device, options.dtype_of(dtype), **arguments)
+    request = {"pass": which, "shape": shape._asdict(), "device": device, "precision": precision, "dtype": dtype}
+    options.write_json(json, request | _json(found, workspace_limit))
     console = Console()
     console = Console(width=console.width if console.is_terminal else WIDTH)
-    console.print(_table(found, f"{which} on {device}: {shape.P}x{shape.Q} outputs"), highlight=False)
+    allowed = dtype if dtype != "float32" else precision
+    title = f"{which} on {device}: {shape.P}x{shape.Q} outputs" + f", {allowed}" * (allowed != "float32")
+    console.print(_table(found, title), highlight=False)
     console.print(f"{found.algorithm}: {found.reason}", highlight=False, markup=False)
 
 
 def _table(found: ops.Explanation, title: str) -> Table:
+    """A row for each candidate; its floor is what the card's nominal rates allow, of memory or of multiply-adds."""
     table = Table(title=title, title_justify="left")
     measured = any(each.measured is not None for each in found.candidates)
     headings = ["algorithm", "GFLOP", "MB moved", "workspace MB"]
-    headings += [f"{found.card.name} floor ms", "planned ms"] if found.card else []
-    headings += ["measured ms"] if measured else []
+    headings += [f"{found.card.name} floor µs", "bound by", "planned µs"] if found.card else []
+    headings += ["measured µs"] if measured else []
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "algorithm" else "right")
     table.add_column("refused because", overflow="fold")
     for each in found.candidates:
         row = ["> " * (each.name == found.algorithm) + each.name, _number(each.flops, 1e9), _number(each.bytes, 1e6)]
         row.append("" if each.workspace_bytes is None else f"{each.workspace_bytes / 1e6:,.1f}")
-        row += [_number(each.floor, 1e-3), _number(each.planned, 1e-3)] if found.card else []
-        row += [_number(each.measured, 1)] if measured else []
+        bound = BOUNDS.get(each.bound, f"{each.arithmetic} rate")
+        row += [_number(each.floor, 1e-6), bound, _number(each.planned, 1e-6)] if found.card else []
+        row += [_number(each.measured, 1e-3)] if measured else []
         table.add_row(*row, each.refused or "")
     return table
 
@@ -112,18 +123,13 @@ def _number(value: float | None, unit: float) -> str:
     return f"{value / unit:,.2f}" if value >= unit else f"{value / unit:.4f}"
 
 
-def _json(
-    found: ops.Explanation, which: str, shape: ops.ConvShape, device: str, workspace_limit: int | None
-) -> dict[str, Any]:
+def _json(found: ops.Explanation, workspace_limit: int | None) -> dict[str, Any]:
     candidates = [
         {("floor_seconds" if key == "floor" else "planned_seconds" if key == "planned" else key): value
          for key, value in each._asdict().items()}
         for each in found.candidates
     ]  # fmt: skip
     return {
-        "pass": which,
-        "shape": shape._asdict(),
-        "device": device,
         "gpu": found.card.name if found.card else None,
         "workspace_limit": workspace_limit,
         "algorithm": found.algorithm,

@@ -9,16 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import ml_dtypes
+import numpy as np
 import typer
 
 from gpucnn import device as devices
 from gpucnn import files, ops
+from gpucnn.precision import PRECISIONS, checked
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
 
 PASS_HELP = "forward, backward_input or backward_weight."
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?", re.IGNORECASE)
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 WIDTH = Rule(float, "a number above 0 and at most 16", lambda value: 0 < value <= 16)
 
 
@@ -58,6 +62,26 @@ def device_kind(text: str) -> str:
     return devices.resolve("auto") if text == "auto" else text
 
 
+def precision_name(text: str) -> str:
+    """One of gpucnn.precision; BadParameter naming them all for another one."""
+    try:
+        return checked(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def dtype_name(text: str) -> str:
+    """One of DTYPES; BadParameter naming them all for another one."""
+    if text not in DTYPES:
+        raise typer.BadParameter(f"{text!r} is not a dtype: {', '.join(DTYPES)}")
+    return text
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The NumPy dtype of one of DTYPES."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
 def size_in_bytes(text: str) -> int:
     """Bytes, from 64000000, 64MB (of 1000) or 64MiB (of 1024)."""
     found = SIZE.fullmatch(text)
@@ -89,6 +113,12 @@ Limit = Annotated[int | None, setting("limit", "N", "Use the first N training an
 WorkspaceLimit = Annotated[
     int | None,
     typer.Option(parser=size_in_bytes, metavar="BYTES", help="Memory beside the arrays: 0, 64000000, 64MB or 64MiB."),
+]
+PrecisionName = Annotated[
+    str, typer.Option(parser=precision_name, metavar="NAME", help=f"Of products of float32: {', '.join(PRECISIONS)}.")
+]
+DtypeName = Annotated[
+    str, typer.Option(parser=dtype_name, metavar="NAME", help=f"Of images and filters: {', '.join(DTYPES)}.")
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, sim (the kernels, simulated) or cuda.")]
 

@@ -13,6 +13,8 @@ class Card(NamedTuple):
     """One GPU.
 
     - gflops: float32 multiply-adds, 2 operations each, 10^9 a second
+    - tf32, half: the same on dense tensor cores: of tf32 values, and of bfloat16 or float16 ones with float32
+      sums; 0 where the library has no kernels for them
     - memory, l2: 10^9 bytes a second from device memory, and from the L2 cache to all multiprocessors (22 bytes a clock
       and multiprocessor)
     """
@@ -23,18 +25,20 @@ class Card(NamedTuple):
     gflops: int
     memory: int
     l2: int
+    tf32: int
+    half: int
 
 
 CARDS = {
     card.name: card
     for card in (
-        Card("H200", (9, 0), 132, 67_000, 4_800, 5_500),
-        Card("H100", (9, 0), 132, 67_000, 3_350, 5_500),
-        Card("A100-80", (8, 0), 108, 19_500, 2_000, 3_350),
-        Card("L40S", (8, 9), 142, 91_600, 864, 7_800),
-        Card("RTX 4090", (8, 9), 128, 82_600, 1_010, 7_100),
-        Card("RTX 3090", (8, 6), 82, 35_600, 940, 3_050),
-        Card("T4", (7, 5), 40, 8_100, 320, 1_400),
+        Card("H200", (9, 0), 132, 67_000, 4_800, 5_500, 495_000, 990_000),
+        Card("H100", (9, 0), 132, 67_000, 3_350, 5_500, 495_000, 990_000),
+        Card("A100-80", (8, 0), 108, 19_500, 2_000, 3_350, 156_000, 312_000),
+        Card("L40S", (8, 9), 142, 91_600, 864, 7_800, 183_000, 362_000),
+        Card("RTX 4090", (8, 9), 128, 82_600, 1_010, 7_100, 82_600, 165_200),
+        Card("RTX 3090", (8, 6), 82, 35_600, 940, 3_050, 35_600, 71_000),
+        Card("T4", (7, 5), 40, 8_100, 320, 1_400, 0, 0),
     )
 }
 SIMULATED = CARDS["H200"]  # the one that the simulator stands for

@@ -83,19 +83,28 @@ def _cpu_winograd(shape: ConvShape) -> list[Choice]:
 
 
 def choose_for_kernels(
-    operation: str, shape: ConvShape, names: Collection[str], card: Card, limit: int | None = None
+    operation: str,
+    shape: ConvShape,
+    names: Collection[str],
+    card: Card,
+    limit: int | None = None,
+    arithmetic: str = "float32",
 ) -> Choice:
-    """The choice among `names`, which can compute the shape within `limit` bytes of workspace; there must be one."""
-    if guarded := _guard(operation, shape, names):
+    """The choice among `names`, which can compute the shape within `limit` bytes of workspace; there must be one.
+
+    - arithmetic: that products are allowed (conv_cost.arithmetic_of)
+    """
+    if guarded := _guard(operation, shape, names, arithmetic):
         return guarded
-    planned = planned_times(operation, shape, names, card, limit)
+    planned = planned_times(operation, shape, names, card, limit, arithmetic)
     if not planned:
         return Choice(min(names), "nothing else can be used")
     best = min(planned, key=lambda name: (planned[name], ORDER.index(name)))
     taken = next(name for name in ORDER if name in planned and 16 * planned[name] <= 17 * planned[best])
     if len(planned) == 1:
         return Choice(taken, "nothing else can be used")
-    reason = f"planned {_text(planned[taken])} on the {card.name}"
+    computed = conv_cost.used(taken, arithmetic)
+    reason = f"planned {_text(planned[taken])} on the {card.name}" + f" in {computed}" * (computed != "float32")
     if taken != best:
         return Choice(taken, f"{reason}, a tie with {best}'s {_text(planned[best])}, with less workspace or launches")
     second = min((name for name in planned if name != taken), key=lambda name: planned[name])
@@ -103,10 +112,11 @@ def choose_for_kernels(
 
 
 def planned_times(
-    operation: str, shape: ConvShape, names: Collection[str], card: Card, limit: int | None
+    operation: str, shape: ConvShape, names: Collection[str], card: Card, limit: int | None, arithmetic: str = "float32"
 ) -> dict[str, int]:
     """ps of each of `names` that there is a model of."""
-    found = {name: conv_cost.estimate(name, operation, shape, card, limit) for name in names if name in ORDER}
+    known = [name for name in names if name in ORDER]
+    found = {name: conv_cost.estimate(name, operation, shape, card, limit, arithmetic) for name in known}
     return {name: each.planned for name, each in found.items() if each is not None}
 
 
@@ -114,11 +124,11 @@ def _text(picoseconds: int) -> str:
     return f"{picoseconds / 1e9:.3f} ms"
 
 
-def _guard(operation: str, shape: ConvShape, names: Collection[str]) -> Choice | None:
-    """What needs no arithmetic."""
+def _guard(operation: str, shape: ConvShape, names: Collection[str], arithmetic: str) -> Choice | None:
+    """What needs no reckoning."""
     products = [name for name in ("implicit_gemm", "im2col") if name in names]
     if conv_direct.wins(operation, shape) and "direct" in names:
-        return _few_channels(operation, shape, names)
+        return _few_channels(operation, shape, names, arithmetic)
     if (shape.R, shape.S, *shape.stride) == (1, 1, 1, 1) and shape.groups == 1 and products:
         return Choice(products[0], "1x1: it is a matrix product already")
     if (*shape.stride, *shape.dilation) != (1, 1, 1, 1) and products:
@@ -126,12 +136,14 @@ def _guard(operation: str, shape: ConvShape, names: Collection[str]) -> Choice |
     return None
 
 
-def _few_channels(operation: str, shape: ConvShape, names: Collection[str]) -> Choice | None:
+def _few_channels(operation: str, shape: ConvShape, names: Collection[str], arithmetic: str) -> Choice | None:
     if shape.groups == shape.C:
         return Choice("direct", "depthwise: limited by memory, and a matrix product would multiply mostly by zeros")
     if shape.groups > 1:
         channels = shape.C // shape.groups
         return Choice("direct", f"groups of {channels} channels: sums too short for a matrix product")
+    if arithmetic != "float32":
+        return None  # tensor cores repay even short sums, unless memory limits both
     large = shape.stride == shape.dilation == (1, 1) and min(shape.R, shape.S) >= 9 and shape.K >= 64
     if large and "fft" in names and shape.N * -(-shape.P // 24) * -(-shape.Q // 24) >= 64:
         return None  # spectra repay even for few channels; the model compares

@@ -11,6 +11,7 @@ from gpucnn.ops.cards import Card
 from gpucnn.ops.conv_choice import Choice
 from gpucnn.ops.conv_table import ALGORITHMS, KERNEL_ALGORITHMS, card_of, choice, find, refusal, table
 from gpucnn.ops.shapes import ConvShape
+from gpucnn.precision import get_precision
 
 
 class Candidate(NamedTuple):
@@ -20,6 +21,8 @@ class Candidate(NamedTuple):
     - flops, bytes: of the algorithm, by its formula; floor, planned: seconds on a GPU, at its nominal rates and as
       `auto` reckons. None where there is no model, or for workspace_bytes where it cannot run
     - measured: milliseconds that `gpucnn tune` found
+    - arithmetic: what its products are computed in where kernels run; bound: what limits the floor: "memory", "l2" or
+      "products"
     """
 
     name: str
@@ -31,6 +34,8 @@ class Candidate(NamedTuple):
     floor: float | None
     planned: float | None
     measured: float | None
+    arithmetic: str | None = None
+    bound: str | None = None
 
 
 class Explanation(NamedTuple):
@@ -51,7 +56,7 @@ def explain(
     algorithm: str = "auto",
     card: Card | None = None,
 ) -> Explanation:
-    """Which algorithm a call takes and why, and what is known of each candidate.
+    """Which algorithm a call takes in the precision in force, why, and what is known of each candidate.
 
     - card: the GPU to reckon with instead of the one there is; also shows a GPU's times for what runs on the CPU
     Raises as a call with these arguments would: UnsupportedAlgorithm.
@@ -86,8 +91,12 @@ def _candidate(
         return Candidate(name, refused, None, entry.deterministic if entry else None, None, None, None, None, None)
     needed = entry.workspace_bytes(shape, dtype, limit)
     model = "implicit_gemm" if (device, name) == ("cpu", "im2col") else name  # no patch leaves the cache there
-    found = conv_cost.estimate(model, operation, shape, card or cards.SIMULATED, limit)
+    arithmetic = conv_cost.arithmetic_of(get_precision(), dtype.name, card or cards.SIMULATED)
+    found = conv_cost.estimate(model, operation, shape, card or cards.SIMULATED, limit, arithmetic)
     if found is None:
         return Candidate(name, refused, needed, entry.deterministic, None, None, None, None, measured)
-    floor, planned = (found.floor / 1e12, found.planned / 1e12) if card else (None, None)
-    return Candidate(name, refused, needed, entry.deterministic, found.flops, found.bytes, floor, planned, measured)
+    known = Candidate(name, refused, needed, entry.deterministic, found.flops, found.bytes, None, None, measured)
+    if card is None:
+        return known
+    return known._replace(floor=found.floor / 1e12, planned=found.planned / 1e12, bound=found.bound,
+                          arithmetic=conv_cost.used(model, arithmetic))  # fmt: skip

@@ -15,6 +15,7 @@ from gpucnn import device as devices
 from gpucnn.ops import (
     cards,
     conv_choice,
+    conv_cost,
     conv_direct,
     conv_fft,
     conv_im2col,
@@ -222,7 +223,8 @@ def _choose(
         return Choice(measured[0], f"gpucnn tune measured {measured[1]:.3f} ms on this device, the least")
     if card is None:
         return conv_choice.choose_on_cpu(operation, shape, names)
-    return conv_choice.choose_for_kernels(operation, shape, names, card, limit)
+    arithmetic = conv_cost.arithmetic_of(state[3], dtype.name, card)
+    return conv_choice.choose_for_kernels(operation, shape, names, card, limit, arithmetic)
 
 
 def card_of(device: str) -> Card | None:
