@@ -35,8 +35,8 @@ def able(shape):
     return [name for name in ALL if name not in transforms or (plain and transforms[name])]
 
 
-def chosen(shape, operation="conv2d_forward", card=H200, names=None):
-    return conv_choice.choose_for_kernels(operation, shape, names or able(shape), card).algorithm
+def chosen(shape, operation="conv2d_forward", card=H200, names=None, arithmetic="float32"):
+    return conv_choice.choose_for_kernels(operation, shape, names or able(shape), card, None, arithmetic).algorithm
 
 
 LAYERS = {  # of convnet-benchmarks (L), its AlexNet (A) and VGG-16 (V)
@@ -130,6 +130,96 @@ def test_regimes_of_backward_passes():
     assert chosen(LAYERS["L2"], "conv2d_backward_input") == chosen(LAYERS["L2"], "conv2d_backward_weight") == "fft"
     assert chosen(LAYERS["V1_1"], "conv2d_backward_weight") == "direct"
     assert chosen(LAYERS["A1"], "conv2d_backward_input") == "implicit_gemm"
+
+
+TENSOR_FLOORS = {  # from 165, 495 and 990 · 10^12 operations a second
+    "L1": {"float32_tensor": 0.753, "tf32": 0.251, "bfloat16": 0.125},
+    "L2": {"float32_tensor": 3.229, "tf32": 1.076, "bfloat16": 0.538},
+    "A2": {"float32_tensor": 0.347, "tf32": 0.116, "bfloat16": 0.058},
+    "V1_1": {"float32_tensor": 0.179, "tf32": 0.179, "bfloat16": 0.090},
+    "V2_1": {"float32_tensor": 0.717, "tf32": 0.239, "bfloat16": 0.120},
+    "V3_2": {"float32_tensor": 1.435, "tf32": 0.478, "bfloat16": 0.239},
+}
+WINOGRAD4_FLOORS = {"V1_2": 1.884, "V2_2": 0.942, "V3_2": 0.637, "V4_2": 0.498 + 0.010, "V5": 0.159 + 0.010}
+
+
+@pytest.mark.parametrize("layer", TENSOR_FLOORS)
+def test_floors_on_tensor_cores(layer):
+    for arithmetic, milliseconds in TENSOR_FLOORS[layer].items():
+        found = conv_cost.estimate("implicit_gemm", "conv2d_forward", LAYERS[layer], H200, None, arithmetic)
+        assert found.floor / 1e9 == pytest.approx(milliseconds, rel=0.02), arithmetic
+        assert found.planned > found.floor and found.bound == ("memory" if layer == "V1_1" else "products")
+
+
+@pytest.mark.parametrize("layer", WINOGRAD4_FLOORS)
+def test_floors_of_winograd4_on_tensor_cores(layer):
+    estimates = {
+        arithmetic: conv_cost.estimate("winograd4", "conv2d_forward", LAYERS[layer], H200, None, arithmetic)
+        for arithmetic in ("float32_tensor", "tf32")
+    }
+    assert estimates["float32_tensor"].floor / 1e9 == pytest.approx(WINOGRAD4_FLOORS[layer], rel=0.02)
+    assert estimates["float32_tensor"] == estimates["tf32"]  # its products are never in tf32
+
+
+TENSOR_REGIMES = {  # on the H200: (shape, choice in float32_tensor, in tf32, in bfloat16 where transforms are none)
+    "first layer": (LAYERS["V1_1"], "direct", "implicit_gemm", "implicit_gemm"),
+    "first layer, stride 4": (LAYERS["A1"], "implicit_gemm", "implicit_gemm", "implicit_gemm"),
+    "depthwise": (conv(32, 64, 56, 64, 3, 1, 1, groups=64), "direct", "direct", "implicit_gemm"),
+    "1x1": (conv(32, 256, 56, 64, 1), "implicit_gemm", "implicit_gemm", "implicit_gemm"),
+    "stride 2": (conv(32, 128, 56, 128, 3, 2, 1), "implicit_gemm", "implicit_gemm", "implicit_gemm"),
+    "3x3, 128 channels": (LAYERS["V2_2"], "winograd4", "implicit_gemm", "implicit_gemm"),
+    "3x3, many channels": (LAYERS["V3_2"], "winograd4", "implicit_gemm", "implicit_gemm"),
+    "3x3, 14x14 and a batch": (LAYERS["V5"], "winograd4", "implicit_gemm", "implicit_gemm"),
+    "3x3, 13x13, 128 images": (LAYERS["A3"], "winograd4", "implicit_gemm", "implicit_gemm"),
+    "3x3, one image": (conv(1, 256, 14, 256, 3, 1, 1), "implicit_gemm", "implicit_gemm", "implicit_gemm"),
+    "5x5": (LAYERS["A2"], "fft", "fft", "implicit_gemm"),
+    "9x9": (LAYERS["L2"], "fft", "fft", "implicit_gemm"),
+}
+
+
+@pytest.mark.parametrize("regime", TENSOR_REGIMES)
+def test_regimes_on_tensor_cores(regime):
+    shape, *wanted = TENSOR_REGIMES[regime]
+    assert [chosen(shape, arithmetic=name) for name in ("float32_tensor", "tf32")] == wanted[:2]
+    assert chosen(shape, arithmetic="bfloat16", names=("implicit_gemm", "im2col")) == wanted[2]
+
+
+def test_fft_beats_16_bits_for_large_kernels():
+    """Spectra are float32, and 31 times fewer products outrun a rate 15 times as high; 7×7 and 5×5 do not."""
+    names = ("implicit_gemm", "im2col", "fft")
+    found = {
+        layer: chosen(LAYERS[layer], arithmetic="bfloat16", names=names) for layer in ("L2", "L3", "L4", "A2", "V4_2")
+    }
+    assert found == {"L2": "fft", "L3": "fft", "L4": "implicit_gemm", "A2": "implicit_gemm", "V4_2": "implicit_gemm"}
+
+
+def test_where_tensor_cores_bring_nothing():
+    """Of an RTX 3090 tf32 is as fast as float32, and a third of it is what float32_tensor would have; a T4 has none."""
+    for arithmetic in ("float32_tensor", "tf32"):
+        assert chosen(LAYERS["V3_2"], card=CARDS["RTX 3090"], arithmetic=arithmetic) == "winograd"
+    assert conv_cost.arithmetic_of("tf32", card=CARDS["T4"]) == "float32"
+    assert conv_cost.arithmetic_of("tf32", "bfloat16", H200) == "bfloat16"
+
+
+def test_the_precision_in_force_decides():
+    shape = LAYERS["V2_1"]
+    found = {}
+    for name in ("float32", "float32_tensor", "tf32"):
+        with gpucnn.precision(name):
+            found[name] = ops.choose("conv2d_forward", shape, "sim")
+            reason = ops.explain("conv2d_forward", shape, "sim").reason
+        assert (f" in {name}," in reason) == (name != "float32")
+    assert found == {"float32": "winograd4", "float32_tensor": "winograd4", "tf32": "implicit_gemm"}
+
+
+def test_the_weights_of_implicit_gemm_are_brought_into_order_first():
+    """9.4 MB read and written, and a launch: 4.6 + 3 µs; none for the gradient of 100 channels' weights."""
+    shape = conv(1, 512, 14, 512, 3, 1, 1)
+    stages = {operation: conv_cost.MODELS["implicit_gemm"](operation, shape, conv_cost.Target(H200, "float32", 4), None)
+              for operation in ops.PASSES}  # fmt: skip
+    assert all(stages[operation][0].bytes == 8 * 512 * 512 * 9 for operation in ops.PASSES)
+    one = conv_cost.Target(H200, "float32", 4)
+    assert len(conv_cost.MODELS["implicit_gemm"]("conv2d_backward_weight", conv(1, 100, 14, 64, 3), one, None)) == 1
 
 
 def test_memory_of_the_card_decides_between_fused_and_staged():

@@ -31,7 +31,7 @@ def test_a_table_and_the_reason(capsys):
     printed = capsys.readouterr().out
     name = ops.choose("conv2d_forward", ops.conv_shape((64, 256, 56, 56), (256, 256, 3, 3), padding=1), "sim")
     assert "conv2d_forward on cuda: 56x56 outputs" in printed
-    assert "H200 floor ms" in printed and f"> {name}" in printed and "toeplitz" in printed
+    assert "H200 floor µs" in printed and f"> {name}" in printed and "toeplitz" in printed
     assert f"{name}: planned " in printed.splitlines()[-1] and "the H200" in printed.splitlines()[-1]
     assert "it does not run on the device cuda" in printed
 
@@ -49,6 +49,32 @@ def test_the_numbers_are_those_of_the_choice(tmp_path):
     assert rows["toeplitz"]["refused"] and rows["toeplitz"]["workspace_bytes"] is None
 
 
+@pytest.mark.parametrize(
+    ("precision", "seconds"),
+    [("float32", 236.8e9 / 67e12), ("float32_tensor", 236.8e9 / 165e12), ("tf32", 236.8e9 / 495e12)],
+)
+def test_rooflines_of_a_precision(precision, seconds, tmp_path, capsys):
+    found = explained(tmp_path, *VGG, "--device", "cuda", "--gpu", "H200", "--precision", precision)
+    row = by_name(found)["implicit_gemm"]
+    assert row["floor_seconds"] == pytest.approx(seconds, rel=0.01) and row["planned_seconds"] > row["floor_seconds"]
+    assert (row["arithmetic"], row["bound"], found["precision"]) == (precision, "products", precision)
+    assert by_name(found)["winograd"]["arithmetic"] == "float32"
+    assert f"{precision} rate" in capsys.readouterr().out
+    assert gpucnn.get_precision() == "float32"
+
+
+def test_rooflines_of_16_bits(tmp_path, capsys):
+    half, single = (
+        by_name(explained(tmp_path, "64", "3", "224", "224", "64", "3", "3", "--device", "sim", "--dtype", name))
+        for name in ("bfloat16", "float32")
+    )
+    assert 2 * half["implicit_gemm"]["bytes"] == single["implicit_gemm"]["bytes"]
+    assert half["implicit_gemm"]["bound"] == "memory" and half["implicit_gemm"]["arithmetic"] == "bfloat16"
+    assert "bfloat16" in half["winograd4"]["refused"]
+    printed = capsys.readouterr().out
+    assert "outputs, bfloat16" in printed and " memory " in printed
+
+
 def test_on_the_cpu(tmp_path, capsys):
     found = explained(tmp_path, "4", "256", "28", "28", "256", "3", "3", "--padding", "1", "--device", "cpu")
     assert found["algorithm"] == "winograd4" and found["gpu"] is None
@@ -58,7 +84,7 @@ def test_on_the_cpu(tmp_path, capsys):
     assert rows["implicit_gemm"]["refused"] == "it does not run on the device cpu"
     assert "floor" not in capsys.readouterr().out
     assert by_name(explained(tmp_path, *VGG, "--device", "cpu", "--gpu", "t4"))["winograd"]["floor_seconds"] > 0
-    assert "T4 floor ms" in capsys.readouterr().out
+    assert "T4 floor µs" in capsys.readouterr().out
 
 
 def test_a_limit_refuses_and_says_so(tmp_path):
@@ -95,6 +121,8 @@ WRONG = [
     (2, [*VGG, "--padding", "-1"], "'-1' is not a whole number of at least 0"),
     (2, [*VGG, "--pass", "sideways"], "'sideways' is not a pass"),
     (2, [*VGG, "--device", "abacus"], "'abacus' is not a device: auto, cpu, cuda, sim"),
+    (2, [*VGG, "--precision", "double"], "precision: 'double' is unknown; use one of float32, float32_tensor, tf32"),
+    (2, [*VGG, "--dtype", "int8"], "'int8' is not a dtype: float32, float64, bfloat16, float16"),
     (2, [*VGG, "--gpu", "voodoo"], "GPU 'voodoo' is not in the table; it has H200"),
     (2, [*VGG, "--workspace-limit", "-1"], "'-1' is not a size"),
     (1, [*VGG, "--groups", "3"], "in_channels (=256) must be divisible by groups (=3)"),
