@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.bench import ceiling, counters, reference_worker, references, timing
+from gpucnn import device as devices
+from gpucnn.bench import ceiling, counters, policies, reference_worker, references, timing
 from gpucnn.bench.report import Report
 from gpucnn.bench.results import fastest_reference
+from gpucnn.ops import cards, conv_cost
 
 FAR = 4.0  # times the best
 TURN_SECONDS = 0.01  # a short call is repeated so long in a turn
@@ -279,14 +281,28 @@ class Arena:
         times = found.milliseconds()
         fastest = fastest_reference(beside, entrant.row["precision"])
         ratio = fastest / times["milliseconds"] if fastest else None
-        values = {**times, **self._rates(problem, found.median, entrant.row["dtype"])}
+        values = {**times, **self._rates(problem, found.median, entrant.row)}
         self._finish(entrant.row, entrant.candidate, {**values, "references": beside, "ratio": ratio})
 
-    def _rates(self, problem: Problem, seconds: float, dtype: str) -> dict[str, Any]:
-        """Effective TFLOP/s, or GB/s where memory bounds the operation, and the share of the device's."""
-        most = self.ceiling(dtype)
+    def _rates(self, problem: Problem, seconds: float, row: dict[str, Any]) -> dict[str, Any]:
+        """Effective TFLOP/s, or GB/s where memory bounds the operation, and the share of the device's.
+
+        On tensor cores it is the share of their nominal rate, as far as the card is known.
+        """
+        policy = policies.named(row["precision"])
+        if policy.on_tensor_cores and problem.flops is not None:
+            rate = 1e-12 * problem.flops / seconds
+            nominal = self._nominal(policy)
+            return {"tflops": rate, "percent_of_peak": 100 * rate / nominal if nominal else None}
+        most = self.ceiling(row["dtype"])
         if problem.flops is not None:
             rate = 1e-12 * problem.flops / seconds
             return {"tflops": rate, "percent_of_peak": 100 * rate / most["tflops"]}
         rate = 1e-9 * problem.bytes / seconds
         return {"gb_per_s": rate, "percent_of_peak": 100 * rate / most["gb_per_s"]}
+
+    def _nominal(self, policy: policies.Policy) -> float:
+        """TFLOP/s of the GPU's tensor cores by the makers' table; 0 where there is no GPU."""
+        if not self.device.startswith("cuda"):
+            return 0.0
+        return 1e-3 * conv_cost.unit(policy.arithmetic, cards.card_of(*devices.gpu(self.device))).rate

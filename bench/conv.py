@@ -18,11 +18,13 @@ import numpy as np
 
 from gpucnn import device as devices
 from gpucnn import ops
-from gpucnn.bench import layers, oracle, peer, report
+from gpucnn.bench import layers, oracle, peer, policies, report
 from gpucnn.bench.contest import Arena, Candidate, Limits, Problem
 from gpucnn.bench.layers import ConvLayer
+from gpucnn.bench.policies import POLICIES, Policy
 from gpucnn.bench.report import Report
 from gpucnn.ops.shapes import ConvShape
+from gpucnn.precision import precision
 
 PASSES = ("forward", "backward_input", "backward_weight")
 LAYOUTS: dict[str, Callable[[Any], Any]] = {"nchw": lambda array: array, "nhwc": peer.channels_last}
@@ -39,12 +41,21 @@ class Plan:
     passes: tuple[str, ...] = PASSES
     algorithms: tuple[str, ...] = ("all",)
     layouts: tuple[str, ...] = ("nchw",)
-    dtype: str = "float32"
+    precision: str = "float32"  # one of policies.POLICIES
+
+    @property
+    def policy(self) -> Policy:
+        return policies.named(self.precision)
 
     def settings(self) -> dict[str, Any]:
         """What of the plan changes the meaning of a figure."""
         layouts = ", ".join(self.layouts) + (" (a copy into the kernel's own counts)" if "nhwc" in self.layouts else "")
-        return {"dtype": self.dtype, "layouts": layouts, "batch": _batches(self.layers)}
+        return {
+            "dtype": self.policy.dtype,
+            "precision": self.precision,
+            "layouts": layouts,
+            "batch": _batches(self.layers),
+        }
 
     def names(self, device: str) -> list[str]:
         """The algorithms by name."""
@@ -83,8 +94,9 @@ def chosen_layers(suites: list[str], shapes: list[str], batch: int | None, devic
 class Case:
     """One layer's arrays on a device, made when they are first needed."""
 
-    def __init__(self, layer: ConvLayer, device: str, dtype: str) -> None:
-        self.layer, self.device, self.dtype, self.shape = layer, device, dtype, layer.shape
+    def __init__(self, layer: ConvLayer, device: str, policy: Policy = POLICIES["float32"]) -> None:
+        self.layer, self.device, self.policy, self.shape = layer, device, policy, layer.shape
+        self.dtype = policy.dtype
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -117,14 +129,15 @@ class Case:
     def bytes(self) -> int:
         """Two arrays read, one written, once each."""
         values = math.prod(self.shape.x) + math.prod(self.shape.weight) + math.prod(self.shape.y)
-        return values * np.dtype(self.dtype).itemsize
+        return values * policies.dtype_of(self.dtype).itemsize
 
 
-def run(pass_: str, one: Any, other: Any, shape: ConvShape, algorithm: str) -> Any:
-    """A pass in gpucnn."""
-    if pass_ == "forward":
-        return ops.conv2d_forward(one, other, None, shape, algorithm)
-    return getattr(ops, operation_of(pass_))(one, other, shape, algorithm)
+def run(pass_: str, one: Any, other: Any, shape: ConvShape, algorithm: str, allowed: str = "float32") -> Any:
+    """A pass in gpucnn; allowed: the precision that products may use."""
+    with precision(allowed):
+        if pass_ == "forward":
+            return ops.conv2d_forward(one, other, None, shape, algorithm)
+        return getattr(ops, operation_of(pass_))(one, other, shape, algorithm)
 
 
 def measure(arena: Arena, plan: Plan, progress: Callable[[list[Any]], Any] = iter) -> None:
@@ -136,24 +149,26 @@ def measure(arena: Arena, plan: Plan, progress: Callable[[list[Any]], Any] = ite
         if case is None or case.layer != smaller:
             case = None  # gives its arrays back
             peer.free_memory(arena.device)
-            case = Case(smaller, arena.device, plan.dtype)
+            case = Case(smaller, arena.device, plan.policy)
         contest(arena, plan, case, pass_, layout, layer.shape)
 
 
 def contest(arena: Arena, plan: Plan, case: Case, pass_: str, layout: str, wanted: ConvShape) -> None:
     """Rows of all algorithms for one layer, pass and layout."""
-    shape, dtype = case.shape, np.dtype(plan.dtype)
+    shape, dtype = case.shape, policies.dtype_of(case.dtype)
     entrants, before = [], len(arena.report.rows)
     names = plan.names(arena.device)
     for name in names:
         values = describe(shape, wanted, name, pass_, case)
-        labels = labels_of(case.layer, pass_, name, plan.dtype, layout)
+        labels = labels_of(case.layer, pass_, name, case.policy, layout)
         entry = ops.table(operation_of(pass_), arena.device.partition(":")[0]).get(values.get("chosen", name))
         reason = refusal(entry, name, shape, dtype, arena.device)
         if reason is not None or entry is None:
             leave_out(arena, labels, values, str(reason))
             continue
-        values |= {"workspace_bytes": entry.workspace_bytes(shape, dtype), "deterministic": entry.deterministic}
+        with precision(case.policy.precision):
+            needed = entry.workspace_bytes(shape, dtype)
+        values |= {"workspace_bytes": needed, "deterministic": entry.deterministic}
         entrants.append(candidate(case, pass_, layout, name, labels, values))
     threads = arena.report.content["settings"].get("threads", 1)
     problem = Problem(case.spec(pass_, layout, threads), 2.0 * shape.multiply_adds, case.bytes())
@@ -169,7 +184,9 @@ def describe(shape: ConvShape, wanted: ConvShape, name: str, pass_: str, case: C
     if shape != wanted:
         found["shrunk_from"] = words(wanted)
     if name == "auto":
-        found["chosen"] = ops.choose(operation_of(pass_), shape, case.device.partition(":")[0])
+        with precision(case.policy.precision):
+            dtype = policies.dtype_of(case.dtype)
+            found["chosen"] = ops.choose(operation_of(pass_), shape, case.device.partition(":")[0], dtype)
     return found
 
 
@@ -183,11 +200,10 @@ def words(shape: ConvShape) -> str:
     return text + (f" groups {shape.groups}" if shape.groups > 1 else "")
 
 
-def labels_of(layer: ConvLayer, pass_: str, algorithm: str, dtype: str, layout: str) -> dict[str, Any]:
+def labels_of(layer: ConvLayer, pass_: str, algorithm: str, policy: Policy, layout: str) -> dict[str, Any]:
     """What a row is known by."""
-    precision = "fp64" if dtype == "float64" else "fp32"
     names = {"suite": layer.suite, "layer": layer.name, "pass": pass_, "algorithm": algorithm}
-    return {**names, "dtype": dtype, "precision": precision, "layout": layout}
+    return {**names, "dtype": policy.dtype, "precision": policy.label, "layout": layout}
 
 
 def refusal(entry: Any, name: str, shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
@@ -214,14 +230,14 @@ def candidate(
     shape = case.shape
 
     def call() -> Any:
-        return run(pass_, *case.operands(pass_, layout), shape, name)
+        return run(pass_, *case.operands(pass_, layout), shape, name, case.policy.precision)
 
     def error(result: Any) -> float:
         return oracle.error(operation_of(pass_), *case.operands(pass_, layout), result, shape, seed=shape.N)
 
     large = shape.multiply_adds >= PREDICTED_MULTIPLY_ADDS and shape.N > 1
     chosen = values.get("chosen", name)
-    limit = oracle.limit(chosen, np.dtype(case.dtype))
+    limit = oracle.limit(chosen, policies.dtype_of(case.dtype), case.policy.label)
     predict = partial(predict_by_one_image, case, pass_, layout, chosen) if large and case.device != "sim" else None
     return Candidate(labels, call, error, limit, predict, values, needed=name == "auto")
 
@@ -233,10 +249,10 @@ def predict_by_one_image(case: Case, pass_: str, layout: str, name: str) -> floa
     first, second = (array if which == "w" else array[:1] for which, array in zip(names, (one, other), strict=True))
     single = case.shape._replace(N=1)
     if case.device != "cpu":
-        run(pass_, first, second, single, name)  # compiles, perhaps
+        run(pass_, first, second, single, name, case.policy.precision)  # compiles, perhaps
         synchronize(case.device)
     start = time.perf_counter()
-    run(pass_, first, second, single, name)
+    run(pass_, first, second, single, name, case.policy.precision)
     synchronize(case.device)
     return (time.perf_counter() - start) * case.shape.N
 
@@ -255,7 +271,7 @@ def cases(found: Report) -> None:
     arena = Arena(found, Limits(repeat=5, max_seconds=0.2))
     for layer in chosen:
         for pass_ in PASSES:
-            case = Case(layer, found.device, "float32")
+            case = Case(layer, found.device)
             contest(arena, Plan((layer,)), case, pass_, "nchw", layer.shape)
             contest(arena, Plan((layer,), algorithms=("auto",)), case, pass_, "nhwc", layer.shape)
             peer.free_memory(found.device)

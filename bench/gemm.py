@@ -10,10 +10,12 @@ import numpy as np
 
 from gpucnn import device as devices
 from gpucnn import ops
-from gpucnn.bench import layers, oracle, peer, report
+from gpucnn.bench import layers, oracle, peer, policies, report
 from gpucnn.bench.contest import Arena, Candidate, Limits, Problem
 from gpucnn.bench.layers import Product
+from gpucnn.bench.policies import POLICIES, Policy
 from gpucnn.bench.report import Report
+from gpucnn.precision import precision
 
 LAYOUTS = ("NN", "NT", "TN")
 SIZES = {"cpu": ("1024",), "sim": ("128",)}  # of square products
@@ -67,28 +69,36 @@ def error(a: Any, b: Any, got: Any) -> float:
     return float((abs(part - one @ other) / (abs(one) @ abs(other) + 1e-300)).max())
 
 
+def multiply(a: Any, b: Any, policy: Policy) -> Any:
+    """a·b in gpucnn."""
+    with precision(policy.precision):
+        return ops.matmul(a, b)
+
+
 def measure(
-    arena: Arena, found: list[Product], dtype: str = "float32", progress: Callable[[list[Any]], Iterable[Any]] = iter
-) -> None:
+    arena: Arena, found: list[Product], policy: Policy = POLICIES["float32"],
+    progress: Callable[[list[Any]], Iterable[Any]] = iter,
+) -> None:  # fmt: skip
     """A row for each product."""
     for product in progress(found):
-        contest(arena, product, dtype)
+        contest(arena, product, policy)
         peer.free_memory(arena.device)
 
 
-def contest(arena: Arena, product: Product, dtype: str) -> None:
+def contest(arena: Arena, product: Product, policy: Policy) -> None:
     """The row of one product."""
+    dtype = policy.dtype
     a, b = operands(product, arena.device, dtype)
     flops = 2.0 * product.M * product.N * product.K
-    size = (a.size + b.size + product.M * product.N) * np.dtype(dtype).itemsize
+    size = (a.size + b.size + product.M * product.N) * policies.dtype_of(dtype).itemsize
     labels = {"suite": "gemm", "layer": product.name, "pass": product.layout, "algorithm": "gemm", "dtype": dtype}
-    labels |= {"precision": "fp64" if dtype == "float64" else "fp32", "layout": "row-major"}
+    labels |= {"precision": policy.label, "layout": "row-major"}
     values = {"shape": f"{product.M}x{product.N}x{product.K}", "multiply_adds": int(flops // 2), "bytes": size}
     candidate = Candidate(
         labels,
-        lambda: ops.matmul(a, b),
+        lambda: multiply(a, b, policy),
         lambda got: error(a, b, got),
-        oracle.limit("gemm", np.dtype(dtype)),
+        oracle.limit("gemm", policies.dtype_of(dtype), policy.label),
         values=values,
     )
     threads = arena.report.content["settings"].get("threads", 1)

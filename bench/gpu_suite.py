@@ -1,6 +1,6 @@
 """The GPU suite: golden maps, tests, and benchmarks beside PyTorch, each part in a process of its own, in one command.
 
-    bench/gpu_suite --out DIR [--parts golden,tests,conv,gemm,pool,net] [--device cuda] [--quick]
+    bench/gpu_suite --out DIR [--parts golden,tests,conv,gemm,tensor,pool,net] [--device cuda] [--quick]
 
 It needs the checkout, a C++ compiler, and in the Python that runs it: numpy, typer, rich, tqdm, safetensors, Pillow,
 pybind11, setuptools, CuPy; pytest and hypothesis for `tests`, PyTorch for what stands beside it. It installs nothing:
@@ -27,6 +27,7 @@ MODULES = {
     "tests": "gpucnn.bench.device_tests",
     "conv": "gpucnn.bench.conv",
     "gemm": "gpucnn.bench.gemm",
+    "tensor": "gpucnn.bench.tensor",
     "pool": "gpucnn.bench.pool",
     "net": "gpucnn.bench.net",
 }
@@ -40,7 +41,7 @@ SHOWN_FAILURES = 5
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts, print a line for each; 0 if all finished and nothing failed."""
     parser = argparse.ArgumentParser(prog="bench/gpu_suite", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results; at most 7 files")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results; at most 8 files")
     parser.add_argument("--parts", default=",".join(MODULES), help="comma-separated, in this order; default: all")
     parser.add_argument("--device", default="cuda", help="cuda (default) or sim")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the path")

@@ -20,13 +20,14 @@ UNIT = 2.0**-24
 LIMIT = 67 * UNIT
 LIMITS = {"winograd4": 128 * UNIT}  # its transforms' numbers are larger
 DOUBLE = 2.0**-29  # of float64's rounding to float32's
-TF32_LIMIT = 2.0**-10  # two roundings to 11 bits
+# Two roundings of operands to 11 bits in tf32; else one of the result, to 8 bits in bfloat16 and 11 in float16.
+ROUNDED = {"tf32": 2.0**-10, "bf16": 2.0**-8, "fp16": 2.0**-11}
 
 
 def limit(algorithm: str, dtype: np.dtype, precision: str = "fp32") -> float:
-    """The largest error that an algorithm may make, over the sum of magnitudes."""
-    if precision == "tf32":
-        return TF32_LIMIT
+    """The largest error that an algorithm may make, over the sum of magnitudes; precision: a row's label."""
+    if precision in ROUNDED:
+        return ROUNDED[precision] + LIMIT
     return LIMITS.get(algorithm, LIMIT) * (DOUBLE if dtype == np.float64 else 1.0)
 
 

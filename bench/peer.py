@@ -12,7 +12,7 @@ from typing import Any
 
 from gpucnn import device as devices
 from gpucnn import models, nn
-from gpucnn.bench import reference_worker
+from gpucnn.bench import policies, reference_worker
 
 
 @cache
@@ -68,7 +68,8 @@ def from_torch(value: Any, like: Any) -> Any:
 
 def random(shape: tuple[int, ...], seed: int, device: str, dtype: str = "float32") -> Any:
     """Normal numbers on a device, those that reference_worker makes; large arrays repeat a block."""
-    block = devices.move(reference_worker.block(seed, dtype), device)
+    made = reference_worker.block(seed, dtype).astype(policies.dtype_of(dtype), copy=False)
+    block = devices.move(made, device)
     array = devices.empty(shape, block.dtype, block)
     flat = array.reshape(-1)
     for start in range(0, flat.size, block.size):

@@ -33,8 +33,8 @@ def random(shape: tuple[int, ...] | list[int], seed: int, dtype: str = "float32"
 
 
 def block(seed: int, dtype: str = "float32") -> np.ndarray:
-    """What `random` repeats."""
-    return np.random.default_rng(seed).standard_normal(BLOCK, dtype=np.dtype(dtype).type)
+    """What `random` repeats: float64, or float32, which 16-bit types are rounded from."""
+    return np.random.default_rng(seed).standard_normal(BLOCK, np.float64 if dtype == "float64" else np.float32)
 
 
 def version(library: str) -> str:
@@ -57,7 +57,9 @@ def _arrays(torch: Any, spec: dict[str, Any], device: str, names: tuple[str, ...
     seeds = {"x": 0, "w": 1, "gy": 2, "a": 0, "b": 1}
     found = []
     for name in names:
-        array = torch.from_numpy(random(spec[name], seeds[name], spec["dtype"])).to(device)
+        array = torch.from_numpy(random(spec[name], seeds[name], spec["dtype"])).to(
+            device, getattr(torch, spec["dtype"])
+        )
         found.append(array.contiguous(memory_format=torch.channels_last) if _is_nhwc(spec, array) else array)
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.bench import peer, reference_worker, timing
+from gpucnn.bench.policies import HALVES
 
 LIBRARIES = ("torch", "onnxruntime", "none")
 SAME = 1e-3  # of the mean square: what another problem, or another layout of it, would exceed
@@ -86,15 +87,16 @@ class Worker:
 def on_gpu(
     spec: dict[str, Any], device: str, clock: timing.Clock, flush: Callable[[], Any] | None, seconds: float
 ) -> dict[str, float | None]:
-    """Milliseconds of PyTorch (cuDNN, cuBLAS) in both layouts, with TF32 off and on; None where it fails."""
+    """Milliseconds of PyTorch (cuDNN, cuBLAS) in both layouts, in float32 with TF32 off and on; None where it fails."""
     module = peer.torch(device)
     found: dict[str, float | None] = {}
     layouts = ("nchw", "nhwc") if spec["operation"].startswith("conv") else ("nchw",)
-    multiplies = spec["operation"].startswith(("conv", "matmul"))
+    half = HALVES.get(spec["dtype"])
+    switched = spec["operation"].startswith(("conv", "matmul")) and half is None
     for layout in layouts:
-        for tf32 in (False, True) if multiplies else (False,):
+        for tf32 in (False, True) if switched else (False,):
             with peer.tf32(module, tf32), ExitStack() if spec.get("backward") else module.no_grad():
-                name = reference_name(spec["operation"], layout, tf32)
+                name = reference_name(spec["operation"], layout, tf32) + (f"_{half}" if half else "")
                 try:
                     call = reference_worker.torch_call(module, {**spec, "layout": layout}, device)
                     found[name] = timing.measure(call, clock, seconds, flush).median * 1e3

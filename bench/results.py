@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from gpucnn.bench.policies import SUFFIXES
 from gpucnn.files import write_atomically
 
 Row = TypedDict(
@@ -30,7 +31,7 @@ Row = TypedDict(
         "pass": str,  # forward, backward_input, backward_weight; NN, NT, TN of gemm; step of pool; train, infer of net
         "algorithm": str,
         "dtype": str,
-        "precision": str,  # of the arithmetic: fp32, fp64, tf32
+        "precision": str,  # that products are allowed: fp32, fp64, fp32_tensor, tf32, bf16, fp16
         "layout": str,  # nchw, nhwc
         "milliseconds": float | None,  # median of a call
         "p20": float | None,  # milliseconds too
@@ -39,7 +40,9 @@ Row = TypedDict(
         "percent_of_peak": float | None,  # of settings["ceiling"], measured in the same run
         "workspace_bytes": int | None,
         "max_error": float | None,  # largest |error| over the sum of magnitudes, against float64
-        "references": dict[str, float | None],  # milliseconds: torch, onnxruntime, or cudnn_{nchw,nhwc}[_tf32]
+        "references": dict[
+            str, float | None
+        ],  # milliseconds: torch, onnxruntime, or cudnn_{nchw,nhwc}[_tf32|_bf16|_fp16]
         "ratio": float | None,  # the fastest reference of the same precision over ours: above 1, gpucnn is faster
         "kernel_commit": str,  # the last that changed kernels or compiled code
         "ok": NotRequired[bool],  # False: failed; missing: True
@@ -188,9 +191,10 @@ def timed(row: Row) -> bool:
 
 
 def fastest_reference(references: dict[str, float | None], precision: str) -> float | None:
-    """Milliseconds of the fastest reference of the same precision: those named …_tf32 for tf32, the others else."""
-    wanted = precision == "tf32"
-    found = [ms for name, ms in references.items() if ms is not None and name.endswith("_tf32") == wanted]
+    """Milliseconds of the fastest reference of the same precision: of tf32, bf16 and fp16 those whose names end so."""
+    suffix = f"_{precision}" if f"_{precision}" in SUFFIXES else ""
+    able = [name for name in references if name.endswith(suffix) and (suffix or not name.endswith(SUFFIXES))]
+    found = [ms for name in able if (ms := references[name]) is not None]
     return min(found, default=None)
 
 

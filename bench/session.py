@@ -103,7 +103,7 @@ class Session:
         found["caches"] = f"emptied before each call by writing {timing.flush_bytes(self.device) >> 20} MiB"
         if self.device == "cpu":
             return {"threads": get_num_threads(), **found}
-        return {**found, "tf32": "off in gpucnn; PyTorch with it off and on", "cudnn.benchmark": self._has_torch}
+        return {**found, "tf32": "PyTorch in float32 with it off and on", "cudnn.benchmark": self._has_torch}
 
     @property
     def _has_torch(self) -> bool:

@@ -28,6 +28,7 @@ from gpucnn.bench import (
 )
 from gpucnn.bench import session as sessions
 from gpucnn.bench.contest import Arena, Candidate, Limits, Problem
+from gpucnn.bench.policies import POLICIES
 from gpucnn.bench.report import Report
 from gpucnn.cli import main
 from tests import reference
@@ -135,6 +136,8 @@ def test_limits_of_errors():
     single, double = np.dtype(np.float32), np.dtype(np.float64)
     assert oracle.limit("direct", single) < oracle.limit("winograd4", single) < oracle.limit("direct", single, "tf32")
     assert oracle.limit("direct", double) < 1e-14
+    limits = {policy.label: oracle.limit("gemm", single, policy.label) for policy in POLICIES.values()}
+    assert limits["fp32_tensor"] == limits["fp32"] < limits["fp16"] < limits["tf32"] < limits["bf16"] < 1 / 128
 
 
 # ---- contests ----
@@ -255,7 +258,7 @@ def test_the_simulator_counts_instead_of_timing(device):
 
 def test_large_layers_are_shrunk_on_the_simulator():
     small = layers.shrunk(layers.LAYERS[1], conv.SIMULATED_MULTIPLY_ADDS)
-    case = conv.Case(small, "sim", "float32")
+    case = conv.Case(small, "sim")
     found = conv.describe(small.shape, layers.LAYERS[1].shape, "im2col", "forward", case)
     assert found["shrunk_from"] == "128x64x64x64 128x9x9" and found["shape"] == conv.words(small.shape)
 
@@ -297,7 +300,7 @@ CONV = layers.square("s", "l", 2, 4, 7, 6, 3, 1, 1)
 
 
 def test_references_of_a_gpu_have_their_names(torch):
-    case = conv.Case(CONV, "cpu", "float32")
+    case = conv.Case(CONV, "cpu")
     clock = timing.WallClock()
     found = references.on_gpu(case.spec("backward_weight", "nchw", 1), "cpu", clock, None, 0.0)
     assert list(found) == ["cudnn_nchw", "cudnn_nchw_tf32", "cudnn_nhwc", "cudnn_nhwc_tf32"] and all(found.values())
@@ -312,7 +315,7 @@ def test_references_of_a_gpu_have_their_names(torch):
 @pytest.mark.parametrize("layout", conv.LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_torch_computes_the_same(pass_, layout, dtype, torch):
-    case = conv.Case(CONV, "cpu", dtype)
+    case = conv.Case(CONV, "cpu", POLICIES[dtype])
     call = reference_worker.torch_call(torch, case.spec(pass_, layout, 1))
     ours = conv.run(pass_, *case.operands(pass_, layout), case.shape, "direct")
     np.testing.assert_allclose(call().numpy(), ours, rtol=1e-4, atol=1e-4)
@@ -341,7 +344,7 @@ def test_torch_has_the_same_functions(name, pass_, torch):
 
 
 def test_a_worker_answers_and_names_what_fails(torch):
-    case = conv.Case(CONV, "cpu", "float32")
+    case = conv.Case(CONV, "cpu")
     spec = {**case.spec("forward", "nchw", 1), "flush_bytes": 1024}
     ours = references.mean_square(conv.run("forward", *case.operands("forward", "nchw"), case.shape, "im2col"))
     with references.Worker("torch") as worker:
@@ -363,7 +366,7 @@ def test_a_worker_that_ends_is_a_failure(torch):
 
 def test_onnxruntime_computes_the_same():
     pytest.importorskip("onnxruntime")
-    case = conv.Case(layers.parse_shape("2,6,14,13,8,3,2,2,1,1,2"), "cpu", "float32")
+    case = conv.Case(layers.parse_shape("2,6,14,13,8,3,2,2,1,1,2"), "cpu")
     call = reference_worker.make_call({**case.spec("forward", "nchw", 1), "library": "onnxruntime"})
     ours = conv.run("forward", *case.operands("forward", "nchw"), case.shape, "direct")
     np.testing.assert_allclose(call(), ours, rtol=1e-4, atol=1e-4)
@@ -441,6 +444,38 @@ def test_all_stands_for_every_algorithm_and_auto(tmp_path: Path):
     assert all(row.get("reason") or row["milliseconds"] for row in rows)
 
 
+@pytest.mark.parametrize("precision", ["float32_tensor", "tf32"])
+def test_tensor_cores_on_the_simulator(precision, tmp_path: Path):
+    """Rows are right within the precision's limit; in tf32 only winograd4, which does without, is in float32's."""
+    path, sim = tmp_path / "out.json", ["--device", "sim", "--repeat", "1", "--json"]
+    label = POLICIES[precision].label
+    shape = ["--shape", "1,16,6,6,8,3,3,1,1", "--passes", "forward", "--algorithms", "implicit_gemm,winograd4,auto"]
+    assert main(["bench", "conv", *shape, "--precision", precision, *sim, str(path)]) == 0
+    assert main(["bench", "gemm", "--size", "32", "--layout", "NN", "--precision", label, *sim, str(path) + "2"]) == 0
+    rows = results.load(path)["rows"] + results.load(Path(str(path) + "2"))["rows"]
+    assert [row["algorithm"] for row in rows] == ["implicit_gemm", "winograd4", "auto", "gemm"]
+    assert all((row["precision"], row["dtype"], row["ok"]) == (label, "float32", True) for row in rows)
+    exceeds = [row["max_error"] > oracle.LIMIT for row in rows]
+    assert exceeds == [False] * 4 if precision == "float32_tensor" else exceeds[0] and exceeds[3] and not exceeds[1]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_references_compute_16_bits_in_16_bits(name):
+    torch = pytest.importorskip("torch")
+    a, b = gemm.operands(layers.Product("8", 8, 8, 8, "NN"), "cpu", name)
+    spec = {
+        "operation": "matmul",
+        "a": (8, 8),
+        "b": (8, 8),
+        "transposed": [False, False],
+        "dtype": name,
+        "layout": "nchw",
+    }
+    got = reference_worker.torch_call(torch, spec)()
+    assert a.dtype.name == b.dtype.name == str(got.dtype).removeprefix("torch.") == name
+    assert gemm.error(a, b, got.float().numpy()) <= oracle.limit("gemm", a.dtype, POLICIES[name].label)
+
+
 def test_float64(tmp_path: Path):
     path = tmp_path / "out.json"
     assert main([*SMALL, "--dtype", "float64", "--algorithms", "im2col", "--json", str(path)]) == 0
@@ -456,8 +491,14 @@ def test_float64(tmp_path: Path):
         (["conv", "--suite", "lenet5", "--passes", "forwards"], "--passes 'forwards': use one of forward"),
         (["conv", "--suite", "lenet5", "--passes", ","], "--passes ',': use some of forward"),
         (["conv", "--suite", "lenet5", "--layout", "chwn"], "--layout 'chwn'"),
-        (["conv", "--suite", "lenet5", "--dtype", "float16"], "--dtype 'float16'"),
-        (["conv", "--suite", "lenet5", "--precision", "tf32"], "--precision tf32: no algorithm computes float32 in it"),
+        (["conv", "--suite", "lenet5", "--dtype", "int8"], "--dtype 'int8'"),
+        (["conv", "--suite", "lenet5", "--precision", "fp8"], "--precision 'fp8': use one of float32, float64"),
+        (
+            ["conv", "--suite", "lenet5", "--precision", "tf32", "--device", "cpu"],
+            "--precision tf32: the CPU has float32",
+        ),
+        (["conv", "--suite", "lenet5", "--dtype", "float16", "--device", "cpu"], "--precision float16: the CPU has"),
+        (["gemm", "--dtype", "float64", "--precision", "tf32"], "--precision tf32: float64 is not computed in it"),
         (["conv", "--suite", "lenet5", "--reference", "jax"], "--reference 'jax': use one of torch"),
         (["conv", "--suite", "lenet5", "--repeat", "0"], "'0' is not a whole number"),
         (["conv", "--suite", "lenet5", "--max-seconds", "-1"], "'-1' is not a finite number above 0"),
@@ -595,3 +636,6 @@ def test_only_references_of_the_same_precision_count():
     found = {"cudnn_nchw": 3.0, "cudnn_nhwc": 2.0, "cudnn_nchw_tf32": 1.0, "cudnn_nhwc_tf32": None}
     assert results.fastest_reference(found, "fp32") == 2.0 and results.fastest_reference(found, "tf32") == 1.0
     assert results.fastest_reference({"torch": None}, "fp32") is None
+    found = {"cudnn_nchw": 9.0, "cudnn_nchw_tf32": 5.0, "cudnn_nhwc_bf16": 2.0, "cublas_fp16": 1.0}
+    wanted = {"fp32": 9.0, "fp32_tensor": 9.0, "tf32": 5.0, "bf16": 2.0, "fp16": 1.0}
+    assert {precision: results.fastest_reference(found, precision) for precision in wanted} == wanted

@@ -12,7 +12,21 @@ import numpy as np
 import pytest
 
 from gpucnn import device as devices
-from gpucnn.bench import adopt, conv, device_tests, gemm, gpu_suite, layers, net, peer, pool, report, results, timing
+from gpucnn.bench import (
+    adopt,
+    conv,
+    device_tests,
+    gemm,
+    gpu_suite,
+    layers,
+    net,
+    peer,
+    pool,
+    report,
+    results,
+    tensor,
+    timing,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,7 +114,9 @@ def test_a_lost_device_ends_the_process_after_its_row(tmp_path: Path, monkeypatc
     assert report.main("conv", lambda r: r.add(fail, layer="a"), arguments) == report.FINISHED
 
 
-@pytest.mark.parametrize("part, name", [(conv, "conv"), (gemm, "gemm"), (pool, "pool"), (net, "net")])
+@pytest.mark.parametrize(
+    "part, name", [(conv, "conv"), (gemm, "gemm"), (tensor, "tensor"), (pool, "pool"), (net, "net")]
+)
 def test_parts_write_results(part, name, tmp_path: Path):
     path = tmp_path / "part.json"
     assert report.main(name, part.cases, ["--device", "sim", "--quick", "--out", str(path)]) == report.FINISHED

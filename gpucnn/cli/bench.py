@@ -10,10 +10,11 @@ import typer
 from gpucnn import device as devices
 from gpucnn.bench import conv as convolutions
 from gpucnn.bench import gemm as products
-from gpucnn.bench import layers, pages, references, simulator
+from gpucnn.bench import layers, pages, policies, references, simulator
 from gpucnn.bench import net as networks
 from gpucnn.bench import pool as memory_bound
 from gpucnn.bench.contest import Limits
+from gpucnn.bench.policies import HALVES, POLICIES, Policy
 from gpucnn.bench.session import Outputs, Session, check_file
 from gpucnn.cli import options
 from gpucnn.train.rules import COUNT, POSITIVE
@@ -24,7 +25,6 @@ bench = typer.Typer(
     help="Measure, beside other libraries; every answer is first checked against float64.",
 )
 EVERY_PASS, EVERY_TRANSPOSITION = ",".join(convolutions.PASSES), ",".join(products.LAYOUTS)
-DTYPES = {"float32": "fp32", "float64": "fp64"}
 
 
 def one_of(name: str, known: list[str] | tuple[str, ...], text: str) -> str:
@@ -44,9 +44,14 @@ def some_of(name: str, known: list[str] | tuple[str, ...], text: str) -> tuple[s
 
 Algorithms = Annotated[str, typer.Option(metavar="NAME,…", help="As in im2col,fft,auto; all: each one, and auto.")]
 Passes = Annotated[str, typer.Option(metavar="PASS,…", help=f"Some of {', '.join(convolutions.PASSES)}.")]
-Dtype = Annotated[str, typer.Option(metavar="NAME", help="float32 or float64 (CPU only).")]
+DTYPES = ("float32", "float64", *HALVES)
+Dtype = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Of the arrays: float32, float64 (CPU only), bfloat16 or float16 (not there)."),
+]
 Precision = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of the arithmetic: fp32 or fp64; it must be the dtype's.")
+    str | None,
+    typer.Option(metavar="NAME", help=f"What products may be computed in: {', '.join(POLICIES)}; default: the dtype."),
 ]
 Layouts = Annotated[str, typer.Option(metavar="NAME,…", help="Of images: nchw, nhwc; copies into another count.")]
 Reference = Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(references.LIBRARIES)}.")]
@@ -84,11 +89,21 @@ def session(
     return Session(devices.resolve(device or "auto"), reference, limits, threads, Outputs(json, csv, plot, html))
 
 
-def check_precision(dtype: str, precision: str | None) -> None:
-    """Raise BadParameter unless the precision is what the algorithms of a dtype compute in."""
-    one_of("dtype", list(DTYPES), dtype)
-    if precision is not None and one_of("precision", [*DTYPES.values(), "tf32"], precision) != DTYPES[dtype]:
-        raise typer.BadParameter(f"--precision {precision}: no algorithm computes {dtype} in it; use {DTYPES[dtype]}")
+def policy_of(dtype: str, precision: str | None, device: str) -> tuple[str, Policy]:
+    """(name, policy) of these options; raises BadParameter where they do not fit each other or the device."""
+    one_of("dtype", DTYPES, dtype)
+    try:
+        policy = policies.named(precision or dtype)
+    except ValueError as error:
+        raise typer.BadParameter(f"--{error}") from None
+    if policy.dtype != dtype and dtype != "float32":
+        raise typer.BadParameter(f"--precision {precision}: {dtype} is not computed in it; use --dtype {policy.dtype}")
+    kind = device.partition(":")[0]
+    if policy.on_tensor_cores and kind == "cpu":
+        raise typer.BadParameter(f"--precision {precision or dtype}: the CPU has float32 and float64; use cuda or sim")
+    if policy.dtype == "float64" and kind != "cpu":
+        raise typer.BadParameter("--dtype float64: kernels compute in float32; use --device cpu")
+    return next(name for name, each in POLICIES.items() if each == policy), policy
 
 
 def end(code: int) -> None:
@@ -124,8 +139,8 @@ def conv(
     html: Html = None,
 ) -> None:
     """Convolutions by every algorithm and pass; exit code 1 if one failed or was wrong."""
-    check_precision(dtype, precision)
     found = session(device, reference, repeat, max_seconds, threads, json, csv, plot, html)
+    name, _ = policy_of(dtype, precision, found.device)
     if not suite and not shape:
         raise typer.BadParameter(f"give --suite or --shape; suites are {', '.join(layers.SUITES)}")
     suites = [one_of("suite", list(layers.SUITES), name) for name in suite or []]
@@ -134,7 +149,7 @@ def conv(
         some_of("passes", convolutions.PASSES, passes),
         some_of("algorithms", [*convolutions.known_algorithms(), "all"], algorithms),
         some_of("layout", list(convolutions.LAYOUTS), layout),
-        dtype,
+        name,
     )
     found.outputs.check()
     end(found.run("conv", lambda arena, progress: convolutions.measure(arena, plan, progress), **plan.settings()))
@@ -147,6 +162,7 @@ def gemm(
         str, typer.Option(metavar="NAME,…", help="Some of NN, NT, TN: which operands are stored transposed.")
     ] = EVERY_TRANSPOSITION,
     dtype: Dtype = "float32",
+    precision: Precision = None,
     device: options.Device = None,
     reference: Reference = "torch",
     repeat: Repeat = 9,
@@ -158,12 +174,11 @@ def gemm(
     html: Html = None,
 ) -> None:
     """Matrix products; on the simulator counters instead of times."""
-    check_precision(dtype, None)
     found = session(device, reference, repeat, max_seconds, threads, json, csv, plot, html)
-    if dtype == "float64" and found.device != "cpu":
-        raise typer.BadParameter("--dtype float64: kernels compute in float32; use --device cpu")
+    name, policy = policy_of(dtype, precision, found.device)
     chosen = products.products(size or [], some_of("layout", products.LAYOUTS, layout), found.device)
-    end(found.run("gemm", lambda arena, progress: products.measure(arena, chosen, dtype, progress), dtype=dtype))
+    settings = {"dtype": policy.dtype, "precision": name}
+    end(found.run("gemm", lambda arena, progress: products.measure(arena, chosen, policy, progress), **settings))
 
 
 @bench.command()

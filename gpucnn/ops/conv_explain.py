@@ -67,7 +67,8 @@ def explain(
     chosen = Choice(algorithm, "it was asked for")
     if algorithm == "auto":
         chosen = choice(operation, shape, dtype, device, limit, card)
-    measured = {} if card else conv_tuning.entries(device).get(conv_tuning.key(operation, shape, dtype, limit), {})
+    key = conv_tuning.key(operation, shape, dtype, limit, conv_tuning.precision_on(device))
+    measured = {} if card else conv_tuning.entries(device).get(key, {})
     names = dict.fromkeys((*table(operation, device), *ALGORITHMS[operation], *KERNEL_ALGORITHMS[operation]))
     candidates = tuple(
         _candidate(name, operation, shape, dtype, device, limit, card or own, measured.get(name)) for name in names

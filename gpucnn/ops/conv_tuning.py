@@ -22,6 +22,7 @@ from gpucnn import _C, files
 from gpucnn import device as devices
 from gpucnn.launch import sources
 from gpucnn.ops.shapes import ConvShape
+from gpucnn.precision import get_precision
 from gpucnn.threads import get_num_threads
 from gpucnn.version import __version__
 
@@ -36,17 +37,23 @@ def state() -> tuple[int, str | None]:
     return _generation, os.environ.get("GPUCNN_CACHE_DIR")
 
 
-def key(operation: str, shape: ConvShape, dtype: Any, limit: int | None) -> str:
-    """What a result is for."""
+def key(operation: str, shape: ConvShape, dtype: Any, limit: int | None, precision: str = "float32") -> str:
+    """What a result is for; precision: that products of float32 may use (`precision_on`)."""
     text = "N{} C{} H{} W{} K{} R{} S{} P{} Q{} stride {}x{} padding {}x{} dilation {}x{} groups {}".format(*shape.flat)
-    return f"{operation} {np.dtype(dtype)} {text}" + ("" if limit is None else f" limit {limit}")
+    allowed = f" in {precision}" if np.dtype(dtype) == np.float32 and precision != "float32" else ""
+    return f"{operation} {np.dtype(dtype)}{allowed} {text}" + ("" if limit is None else f" limit {limit}")
+
+
+def precision_on(device: str) -> str:
+    """The precision in force, which on the CPU means nothing."""
+    return "float32" if device == "cpu" else get_precision()
 
 
 def fastest(
     operation: str, shape: ConvShape, dtype: Any, device: str, names: Collection[str], limit: int | None
 ) -> tuple[str, float] | None:
     """(algorithm, milliseconds) of the fastest of `names` that was measured; None where nothing was."""
-    times = entries(device).get(key(operation, shape, dtype, limit), {})
+    times = entries(device).get(key(operation, shape, dtype, limit, precision_on(device)), {})
     return min(((name, ms) for name, ms in times.items() if name in names), key=lambda each: each[1], default=None)
 
 
