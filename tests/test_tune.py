@@ -16,6 +16,7 @@ import gpucnn
 from gpucnn import device as devices
 from gpucnn import models, nn, ops
 from gpucnn.bench import tune
+from gpucnn.bench.policies import POLICIES
 from gpucnn.cli import main
 from gpucnn.ops import conv_tuning
 from gpucnn.ops.cards import CARDS
@@ -132,7 +133,9 @@ def test_what_would_take_minutes_is_not_tried():
     assert set(found.refused) == {"toeplitz"} and "at most 10000000 multiply-adds" in found.refused["toeplitz"]
     assert {"direct", "im2col", "winograd4"} <= set(found.milliseconds)
     wide = ops.conv_shape((1, 4096, 4, 4), (4096, 4096, 3, 3), padding=1)  # transforms of the filters
-    assert "bytes of workspace" in str(tune._hopeless("winograd4", tune.Case("conv2d_forward", wide), "cpu", None))
+    assert "bytes of workspace" in str(
+        tune._hopeless("winograd4", tune.Case("conv2d_forward", wide), "cpu", None, FLOAT32)
+    )
 
 
 def test_a_limit_that_nothing_keeps():
@@ -163,7 +166,7 @@ def test_auto_takes_what_was_fastest():
     with gpucnn.tuning(False):
         assert choice() == "im2col"
     assert choice() == "direct"
-    assert choice(device="sim") == "implicit_gemm"
+    assert choice(device="sim") == "direct"  # by the model: one launch
 
 
 def test_results_hold_for_one_number_of_threads_and_one_limit():
@@ -180,15 +183,52 @@ def test_results_hold_for_one_number_of_threads_and_one_limit():
     assert choice(workspace_limit=limit) == "winograd" and choice() == "direct"
 
 
+def test_results_hold_for_one_precision_and_type(monkeypatch):
+    """On a GPU; on the CPU there is but one precision, and results hold in all."""
+    monkeypatch.setattr(devices, "has_cuda", lambda: True)
+    monkeypatch.setattr(devices, "gpu", lambda device: ("NVIDIA H200", (9, 0)))
+    names = ("float32", "float32_tensor", "tf32")
+    keys = {name: conv_tuning.key("conv2d_forward", SHAPE, FLOAT32, None, name) for name in names}
+    half = conv_tuning.key("conv2d_forward", SHAPE, "bfloat16", None, "tf32")
+    assert len({*keys.values(), half}) == 4
+    assert half == conv_tuning.key("conv2d_forward", SHAPE, "bfloat16", None)
+    conv_tuning.store("cuda", {keys["tf32"]: {"im2col": 0.1}, keys["float32"]: {"winograd4": 0.1}})
+    keep(direct=0.5)
+    found = {}
+    for name in names:
+        with gpucnn.precision(name):
+            found[name] = choice(device="cuda")
+            assert choice() == "direct"
+            measured = {each.name: each.measured for each in ops.explain("conv2d_forward", SHAPE, "cuda").candidates}
+            assert measured["im2col"] == (0.1 if name == "tf32" else None)
+    assert (
+        found["float32"] == "winograd4"
+        and found["tf32"] == "im2col"
+        and found["float32_tensor"] not in ("im2col", "winograd4")
+    )
+
+
+def test_tuning_in_tf32_keeps_its_results_apart(device, monkeypatch):
+    stored = {}
+    monkeypatch.setattr(conv_tuning, "store", lambda where, results: stored.update(results))
+    case = tune.Case("conv2d_forward", SHAPE)
+    policy, clock = POLICIES["tf32"], tune.timing.WallClock()
+    monkeypatch.delenv("GPUCNN_CACHE_DIR")  # the usual cache has compiled kernels
+    (found,) = tune.tune([case], device, None, clock, rounds=1, policy=policy)
+    assert not found.refused and set(found.milliseconds) == set(ops.algorithms("conv2d_forward", SHAPE, device=device))
+    assert list(stored) == [conv_tuning.key("conv2d_forward", SHAPE, FLOAT32, None, "tf32")]
+    assert gpucnn.get_precision() == "float32"
+
+
 def test_results_of_one_gpu_are_not_used_on_another(monkeypatch):
     names = {"cuda:0": "NVIDIA H200", "cuda:1": "NVIDIA A100-SXM4-80GB"}
     monkeypatch.setattr(devices, "has_cuda", lambda: True)
     monkeypatch.setattr(devices, "gpu", lambda device: (names[device], (9, 0)))
     path = conv_tuning.store("cuda:0", {conv_tuning.key("conv2d_forward", SHAPE, FLOAT32, None): {"im2col": 0.1}})
     assert path.name.startswith("nvidia-h200-0-")
-    assert choice(device="cuda:0") == "im2col" and choice(device="cuda:1") == "implicit_gemm"
+    assert choice(device="cuda:0") == "im2col" and choice(device="cuda:1") == "direct"
     assert ops.explain("conv2d_forward", SHAPE, "cuda:0").candidates[2].measured == 0.1
-    assert ops.explain("conv2d_forward", SHAPE, "cuda:0", card=CARDS["T4"]).algorithm == "implicit_gemm"
+    assert ops.explain("conv2d_forward", SHAPE, "cuda:0", card=CARDS["T4"]).algorithm == "direct"
     assert ops.explain("conv2d_forward", SHAPE, "cuda:1").card is CARDS["A100-80"]
 
 
@@ -306,6 +346,8 @@ WRONG = [
     (2, ["lenet5", "--passes", "forward,sideways"], "'sideways' is not a pass: forward, backward_input or backward"),
     (2, ["lenet5", "--workspace-limit", "much"], "'much' is not a size such as 0, 64000000, 64MB or 64MiB"),
     (1, ["lenet5", "--device", "sim"], "times of the simulator tell nothing of a GPU's"),
+    (1, ["lenet5", "--device", "cpu", "--precision", "tf32"], "--precision tf32: the CPU computes in float32"),
+    (2, ["lenet5", "--precision", "fp8"], "'fp8' is not a precision: float32, float64, float32_tensor, tf32"),
     (1, ["lenet5", "--device", "abacus"], "device 'abacus' is unknown"),
     (1, ["lenet5", "--json", "/nowhere/out.json"], "is no folder"),
 ]  # fmt: skip

@@ -13,11 +13,18 @@ from tqdm import tqdm
 from gpucnn import device as devices
 from gpucnn import models, nn, ops
 from gpucnn.bench import tune as tuning
+from gpucnn.bench.policies import POLICIES
 from gpucnn.cli import options
 from gpucnn.ops import conv_tuning
 
 ALL_PASSES = ",".join(ops.PASSES)
 WIDTH = 140  # columns where the output is no terminal
+
+
+def _precision(text: str) -> str:
+    if text not in POLICIES:
+        raise typer.BadParameter(f"{text!r} is not a precision: {', '.join(POLICIES)}")
+    return text
 
 
 def _passes(text: str) -> tuple[str, ...]:
@@ -36,6 +43,9 @@ def tune(
         Any, typer.Option(parser=_passes, metavar="PASS,…", help="forward, backward_input and backward_weight.")
     ] = ALL_PASSES,
     device: options.Device = None,
+    precision: Annotated[
+        str, typer.Option(parser=_precision, metavar="NAME", help=f"Results are for it alone: {', '.join(POLICIES)}.")
+    ] = "float32",
     workspace_limit: options.WorkspaceLimit = None,
     rounds: Annotated[int, options.count("N", "Turns of each algorithm, at least three.")] = tuning.ROUNDS,
     list_results: Annotated[bool, typer.Option("--list", help="List the results that there are.")] = False,
@@ -53,7 +63,7 @@ def tune(
     else:
         arguments = {"variant": variant, "width": width, "image_size": image_size}
         given = {name: value for name, value in arguments.items() if value is not None}
-        _tune(str(model), given, batch_size, passes, device or "auto", workspace_limit, rounds, json)
+        _tune(str(model), given, batch_size, passes, device or "auto", precision, workspace_limit, rounds, json)
 
 
 def _tune(
@@ -62,20 +72,27 @@ def _tune(
     batch_size: int,
     passes: tuple[str, ...],
     device: str,
+    precision: str,
     limit: int | None,
     rounds: int,
     json: Any,
 ) -> None:
-    device = devices.resolve(device)
+    device, policy = devices.resolve(device), POLICIES[precision]
     if device == "sim":
         raise ValueError("device 'sim': times of the simulator tell nothing of a GPU's; use 'cpu' or 'cuda'")
+    if device == "cpu" and policy.on_tensor_cores:
+        raise ValueError(f"--precision {precision}: the CPU computes in float32 and float64; use --device cuda")
+    if device != "cpu" and policy.dtype == "float64":
+        raise ValueError("--precision float64: kernels compute in float32; use --device cpu")
     devices.use(device)
     with nn.init.skipped():
         network = models.create(model, **arguments)
     cases = tuning.cases(network, batch_size, passes)
     results: list[tuning.Result] = []
     try:
-        for result in tqdm(tuning.tune(cases, device, limit, rounds=rounds), total=len(cases), disable=None):
+        for result in tqdm(
+            tuning.tune(cases, device, limit, rounds=rounds, policy=policy), total=len(cases), disable=None
+        ):
             results.append(result)
     except KeyboardInterrupt:
         print(f"interrupted: {len(results)} of {len(cases)} are measured, and kept")
