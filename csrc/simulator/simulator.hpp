@@ -139,7 +139,8 @@ void no_lanes(void* const* arguments, uint32_t mask);
     typedef T name##_type dims;                                                                                 \
     name##_type& name = *static_cast<name##_type*>(simulator::shared_memory(&name##_key, sizeof(name##_type), 16))
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 128))
-#define KERNEL(threads, blocks) extern "C" __attribute__((noinline)) void
+// Static: what nobody asks for is not compiled.
+#define KERNEL(threads, blocks) static __attribute__((noinline)) void
 
 #define threadIdx simulator::thread_index
 #define blockIdx simulator::block_index

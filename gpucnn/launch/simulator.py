@@ -1,6 +1,7 @@
 """Engine `sim`: kernels compiled by g++ as C++ and run on the CPU, one thread after the other, with checks.
 
-Each file of kernels becomes one shared library a mode, built at its first launch and kept in the cache:
+Each file of kernels becomes one shared library in mode "fast", and one a kernel in the others, which compilers are slow
+with; they are built at the first launch and kept in the cache:
 
 - fast: optimised; guard bands around arrays are checked after each launch
 - asan: every access must lie inside an array, and nothing may be undefined behaviour
@@ -164,7 +165,7 @@ _running = threading.Lock()
 def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:
     """Run all blocks of a launch; raises SimulatorError for what the mode finds."""
     chosen = settings()
-    module = library(entry.file, chosen.mode)
+    module = library(entry, chosen.mode)
     buffers = [_buffer(parameter, array) for parameter, _, array in _arrays(entry, arguments)]
     values = [_value(argument) for argument in arguments]
     error = ctypes.create_string_buffer(1024)
@@ -259,11 +260,19 @@ def _lines(path: str, offset: int) -> str:
     return next(line for suffix in suffixes for line in lines if line.split(":")[0].endswith(suffix))
 
 
+def library(entry: Entry, mode: str) -> ctypes.CDLL:
+    """The shared library with a kernel in one mode, from the cache or compiled now.
+
+    It has all kernels of the file in mode "fast", and of a file that is not the library's own, whose kernels are small.
+    """
+    together = mode == "fast" or Path(entry.file).parent != folder()
+    return _library(entry.file, mode, None if together else entry.name)
+
+
 @cache
-def library(file: str, mode: str) -> ctypes.CDLL:
-    """The shared library of one file of kernels in one mode, from the cache or compiled now."""
-    path = cache_folder("simulator") / f"{Path(file).stem}-{mode}-{_key(mode, digest(file))}.so"
-    _cached(path, lambda: _build(file, mode, path))
+def _library(file: str, mode: str, kernel: str | None) -> ctypes.CDLL:
+    path = cache_folder("simulator") / f"{kernel or Path(file).stem}-{mode}-{_key(mode, digest(file))}.so"
+    _cached(path, lambda: _build(file, mode, kernel, path))
     return ctypes.CDLL(str(path))
 
 
@@ -343,22 +352,22 @@ def compiler() -> tuple[str, str]:
     return path, subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
 
 
-def _build(file: str, mode: str, path: Path) -> None:
-    """Compile the kernels of a file, link them with the mode's runtime, and move the library into the cache."""
+def _build(file: str, mode: str, kernel: str | None, path: Path) -> None:
+    """Compile one kernel of a file, or all, link them with the mode's runtime, and move the library into the cache."""
     with tempfile.TemporaryDirectory() as temporary:
         wrapper = Path(temporary, "wrapper.cpp")
-        wrapper.write_text(_wrapper(file))
-        kernel, target = Path(temporary, "kernel.o"), Path(temporary, "library.so")
-        _compile("-c", f"-I{folder()}", *KERNEL_FLAGS[mode], str(wrapper), "-o", str(kernel))
-        _compile("-shared", str(kernel), *map(str, _runtime(mode)), "-o", str(target))
+        wrapper.write_text(_wrapper(file, kernel))
+        compiled, target = Path(temporary, "kernel.o"), Path(temporary, "library.so")
+        _compile("-c", f"-I{folder()}", *KERNEL_FLAGS[mode], str(wrapper), "-o", str(compiled))
+        _compile("-shared", str(compiled), *map(str, _runtime(mode)), "-o", str(target))
         write_atomically(path, target.read_bytes())
 
 
-def _wrapper(file: str) -> str:
-    """The C++ text of a file of kernels and one function an entry point, which takes pointers to the arguments."""
+def _wrapper(file: str, kernel: str | None) -> str:
+    """The C++ text of a file and a function for one kernel of it, or for each, which takes pointers to the arguments."""
     lines = [f'#include "{file}"']
     for entry in entries().values():
-        if entry.file == file:
+        if entry.file == file and kernel in (None, entry.name):
             lines.append(
                 f'extern "C" __attribute__((visibility("default"))) void simulate_{entry.name}(void* const* arguments) '
                 f"{{ simulator::call({entry.name}, arguments); }}"
@@ -417,8 +426,8 @@ class Profile:
 
 
 def profile(kernel: str, with_lines: bool = True) -> Profile:
-    """The counters of the last launch of `kernel`, or of another kernel in its file, in the mode "profile"."""
-    module = library(entries()[kernel].file, "profile")
+    """The counters of the last launch of `kernel` in the mode "profile"."""
+    module = library(entries()[kernel], "profile")
     module.gpucnn_profile.restype = ctypes.c_char_p
     first, *rows = module.gpucnn_profile().decode().splitlines()
     barriers, flops = map(int, first.split())
