@@ -364,7 +364,7 @@ def _build(file: str, mode: str, kernel: str | None, path: Path) -> None:
 
 
 def _wrapper(file: str, kernel: str | None) -> str:
-    """The C++ text of a file and a function for one kernel of it, or for each, which takes pointers to the arguments."""
+    """The C++ text of a file, and a function for one kernel of it or for each, which takes pointers to arguments."""
     lines = [f'#include "{file}"']
     for entry in entries().values():
         if entry.file == file and kernel in (None, entry.name):
