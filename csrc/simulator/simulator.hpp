@@ -92,6 +92,20 @@ void multiply_matrices(Format format, int terms, const uint32_t* a, const uint32
 // ldmatrix: every lane brings a row of eight halves and gets its element pairs of up to four 8×8 matrices.
 void exchange_matrix_rows(const uint32_t* row, uint32_t* result, int matrices, bool transposed, Place place);
 
+// Barriers in shared memory (mbarrier) and others of Hopper kernels; kernels/ptx_barrier.cuh says what they mean.
+void barrier_init(void* barrier, int arrivals);
+void barrier_init_fence();
+void barrier_invalidate(void* barrier);
+void barrier_arrive(void* barrier, int bytes);  // announces `bytes` first
+void barrier_arrive_cluster(void* barrier, int block);
+bool barrier_test(void* barrier, int parity);
+void barrier_wait(void* barrier, int parity);
+void fence_async_shared();
+void named_barrier_wait(int number, int threads);
+void change_registers(int registers, bool take);
+int cluster_rank();
+void cluster_wait();
+
 template <class... Parameters, size_t... I>
 SIMULATOR_INTERNAL void call(void (*kernel)(Parameters...), void* const* arguments, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_reference_t<Parameters>*>(arguments[I])...);
@@ -146,8 +160,9 @@ void no_lanes(void* const* arguments, uint32_t mask);
     static const char name##_key = 0;                                                                           \
     typedef T name##_type dims;                                                                                 \
     name##_type& name = *static_cast<name##_type*>(simulator::shared_memory(&name##_key, sizeof(name##_type), 16))
-#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 128))
+#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 1024))
 #define KERNEL(threads, blocks) extern "C" __attribute__((noinline)) void
+#define CLUSTER_KERNEL(threads, blocks, cluster) KERNEL(threads, blocks)
 
 #define threadIdx simulator::thread_index
 #define blockIdx simulator::block_index
