@@ -16,7 +16,7 @@
 #include "common.cuh"
 
 #if defined(__CUDACC__)
-#define GPUCNN_BARRIER (__CUDA_ARCH__ >= 900)
+#define GPUCNN_BARRIERS (__CUDA_ARCH__ >= 900)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define GPUCNN_SETMAXNREG 1
 #else
@@ -29,65 +29,67 @@ struct alignas(8) Barrier {  // in shared memory; touched by the functions below
 };
 
 #if defined(__CUDACC__)
-__device__ __forceinline__ unsigned shared_address(const void* shared) {
+__device__ __forceinline__ unsigned barrier_address(const void* shared) {
     return static_cast<unsigned>(__cvta_generic_to_shared(shared));
 }
+#else
+inline const bool barriers_are_used = simulator::uses_barriers = true;  // then mode "race" keeps clocks
 #endif
 
 // Phase 0 begins, and `arrivals` end each phase. One thread does it; the block's others may use it after
 // barrier_init_fence by that thread and __syncthreads (in a cluster: cluster_wait).
 __device__ __forceinline__ void barrier_init(Barrier* barrier, int arrivals) {
 #if !defined(__CUDACC__)
-    simulator::barrier_init(barrier, arrivals);
-#elif GPUCNN_BARRIER
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+    simulator::barrier_init(barrier, arrivals, {__FILE__, __LINE__});
+#elif GPUCNN_BARRIERS
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier_address(barrier)), "r"(arrivals) : "memory");
 #endif
 }
 // Makes initialised barriers known to TMA and to the blocks of the cluster.
 __device__ __forceinline__ void barrier_init_fence() {
 #if !defined(__CUDACC__)
     simulator::barrier_init_fence();
-#elif GPUCNN_BARRIER
+#elif GPUCNN_BARRIERS
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
 // The end of a barrier's life: its memory may be used for other things, or initialised again.
 __device__ __forceinline__ void barrier_invalidate(Barrier* barrier) {
 #if !defined(__CUDACC__)
-    simulator::barrier_invalidate(barrier);
-#elif GPUCNN_BARRIER
-    asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+    simulator::barrier_invalidate(barrier, {__FILE__, __LINE__});
+#elif GPUCNN_BARRIERS
+    asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(barrier_address(barrier)) : "memory");
 #endif
 }
 
 // One arrival; what this thread did before is visible to those that wait for the phase.
 __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
 #if !defined(__CUDACC__)
-    simulator::barrier_arrive(barrier, 0);
-#elif GPUCNN_BARRIER
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+    simulator::barrier_arrive(barrier, 0, {__FILE__, __LINE__});
+#elif GPUCNN_BARRIERS
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier_address(barrier)) : "memory");
 #endif
 }
 // One arrival that announces `bytes`, which asynchronous copies will bring in this phase.
 __device__ __forceinline__ void barrier_arrive_expect(Barrier* barrier, int bytes) {
 #if !defined(__CUDACC__)
-    simulator::barrier_arrive(barrier, bytes);
-#elif GPUCNN_BARRIER
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+    simulator::barrier_arrive(barrier, bytes, {__FILE__, __LINE__});
+#elif GPUCNN_BARRIERS
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier_address(barrier)), "r"(bytes)
                  : "memory");
 #endif
 }
 // One arrival at the barrier in the same place of another block of the cluster.
 __device__ __forceinline__ void barrier_arrive_cluster(Barrier* barrier, int block) {
 #if !defined(__CUDACC__)
-    simulator::barrier_arrive_cluster(barrier, block);
-#elif GPUCNN_BARRIER
+    simulator::barrier_arrive_cluster(barrier, block, {__FILE__, __LINE__});
+#elif GPUCNN_BARRIERS
     asm volatile(
         "{\n"
         ".reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
         "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-        "}" ::"r"(shared_address(barrier)),
+        "}" ::"r"(barrier_address(barrier)),
         "r"(block)
         : "memory");
 #endif
@@ -97,8 +99,8 @@ __device__ __forceinline__ void barrier_arrive_cluster(Barrier* barrier, int blo
 // The hardware may let some time pass before it says no.
 __device__ __forceinline__ bool barrier_try_wait(Barrier* barrier, int parity) {
 #if !defined(__CUDACC__)
-    return simulator::barrier_test(barrier, parity);
-#elif GPUCNN_BARRIER
+    return simulator::barrier_test(barrier, parity, {__FILE__, __LINE__});
+#elif GPUCNN_BARRIERS
     unsigned done;
     asm volatile(
         "{\n"
@@ -107,7 +109,7 @@ __device__ __forceinline__ bool barrier_try_wait(Barrier* barrier, int parity) {
         "selp.b32 %0, 1, 0, done;\n"
         "}"
         : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
+        : "r"(barrier_address(barrier)), "r"(parity)
         : "memory");
     return done != 0;
 #else
@@ -116,7 +118,7 @@ __device__ __forceinline__ bool barrier_try_wait(Barrier* barrier, int parity) {
 }
 __device__ __forceinline__ void barrier_wait(Barrier* barrier, int parity) {
 #if !defined(__CUDACC__)
-    simulator::barrier_wait(barrier, parity);
+    simulator::barrier_wait(barrier, parity, {__FILE__, __LINE__});
 #else
     while (!barrier_try_wait(barrier, parity)) {
     }
@@ -126,8 +128,8 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, int parity) {
 // What this thread wrote to shared memory, or read there, is over for TMA and wgmma, once a barrier orders them after it.
 __device__ __forceinline__ void fence_async_shared() {
 #if !defined(__CUDACC__)
-    simulator::fence_async_shared();
-#elif GPUCNN_BARRIER
+    simulator::fence_async();
+#elif GPUCNN_BARRIERS
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
@@ -135,7 +137,7 @@ __device__ __forceinline__ void fence_async_shared() {
 // Waits until `threads` threads, whole warps, have come to barrier `number`: 1 to 15, 0 being __syncthreads' own.
 __device__ __forceinline__ void named_barrier_wait(int number, int threads) {
 #if !defined(__CUDACC__)
-    simulator::named_barrier_wait(number, threads);
+    simulator::named_barrier_wait(number, threads, {__FILE__, __LINE__});
 #else
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 #endif
@@ -147,7 +149,7 @@ template <int REGISTERS>
 __device__ __forceinline__ void take_registers() {
     static_assert(REGISTERS % 8 == 0 && REGISTERS >= 24 && REGISTERS <= 256, "multiples of 8");
 #if !defined(__CUDACC__)
-    simulator::change_registers(REGISTERS, true);
+    simulator::set_registers(REGISTERS, true, {__FILE__, __LINE__});
 #elif GPUCNN_SETMAXNREG
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 #endif
@@ -156,7 +158,7 @@ template <int REGISTERS>
 __device__ __forceinline__ void give_registers() {
     static_assert(REGISTERS % 8 == 0 && REGISTERS >= 24 && REGISTERS <= 256, "multiples of 8");
 #if !defined(__CUDACC__)
-    simulator::change_registers(REGISTERS, false);
+    simulator::set_registers(REGISTERS, false, {__FILE__, __LINE__});
 #elif GPUCNN_SETMAXNREG
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 #endif
@@ -166,7 +168,7 @@ __device__ __forceinline__ void give_registers() {
 __device__ __forceinline__ int cluster_rank() {
 #if !defined(__CUDACC__)
     return simulator::cluster_rank();
-#elif GPUCNN_BARRIER
+#elif GPUCNN_BARRIERS
     unsigned rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return static_cast<int>(rank);
@@ -177,8 +179,8 @@ __device__ __forceinline__ int cluster_rank() {
 // All threads of all blocks of the cluster wait for each other.
 __device__ __forceinline__ void cluster_wait() {
 #if !defined(__CUDACC__)
-    simulator::cluster_wait();
-#elif GPUCNN_BARRIER
+    simulator::cluster_wait({__FILE__, __LINE__});
+#elif GPUCNN_BARRIERS
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }

@@ -1,7 +1,6 @@
 // The simulator's state, shared by the scheduler and by the checks of each build.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -100,32 +99,6 @@ extern Block block;
 void yield_thread();  // runs others; returns when the state of the current thread, which is set before, is READY again
 [[noreturn]] void fail_at(const char* kind, const std::string& message, const void* code);
 std::string thread_name(int number);
-
-// Asynchronous units (TMA, wgmma) access memory for a thread that goes on meanwhile. Each access is at a time of a
-// timeline, from 1; it is over for the threads that have waited for that time.
-struct Unit {
-    const char* name;  // "a TMA load", for messages
-    int timeline;
-    uint32_t time;
-};
-// The timeline with that key and number, such as a warpgroup's products or a thread's stores; made when first asked for.
-int timeline_of(const void* key, int number);
-// What the current phase of a barrier waits for: over for those who have waited for the phase.
-Unit barrier_unit(const char* name, void* barrier);
-// Of shared or global memory, checked as of the thread that issues it; only the mode "race" does more than check bounds.
-// `code`: where, __builtin_return_address(0) of the function that the kernel calls.
-void unit_access(const Unit& unit, const void* address, size_t bytes, bool writes, const void* code);
-// The current thread has waited for the timeline's accesses up to `time`.
-void unit_waited(int timeline, uint32_t time);
-
-// Bytes of an asynchronous copy have been written, of those that a barrier's phase expects.
-void complete_bytes(void* barrier, int bytes);
-// The address in another block of the cluster that stands where `address` does in the current one.
-char* cluster_address(void* address, int rank);
-
-// Work that a unit does at some later moment, which it leaves to the scheduler: at once if copies are not to be late,
-// else when no thread can go on, or in between if the order is random. The block must not end before.
-void start_work(std::function<void()> work);
 
 // What each build adds: checks of accesses (access_*.cpp).
 extern const size_t SHARED_GAP;  // bytes left free after each array of shared memory

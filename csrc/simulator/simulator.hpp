@@ -76,13 +76,20 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
 void copy_async_commit();
 void copy_async_wait(int groups_in_flight);
 
-// Barriers of asynchronous copies and products, see kernels/ptx_barrier.cuh.
+// Barriers in shared memory (mbarrier) and others of Hopper kernels; kernels/ptx_barrier.cuh says what they mean.
+extern bool uses_barriers;  // whether this library's kernels include that file
 void barrier_init(void* barrier, int arrivals, Place place);
+void barrier_init_fence();
+void barrier_invalidate(void* barrier, Place place);
 void barrier_arrive(void* barrier, int bytes, Place place);  // bytes: that the phase expects beside
+void barrier_arrive_cluster(void* barrier, int rank, Place place);
+bool barrier_test(void* barrier, int parity, Place place);
 void barrier_wait(void* barrier, int parity, Place place);
 void named_barrier_wait(int number, int threads, Place place);
 void fence_async();
 void set_registers(int count, bool takes, Place place);
+int cluster_rank();
+void cluster_wait(Place place);
 
 void count_flops(int count);
 
@@ -91,20 +98,6 @@ enum class Format { TF32, BF16, F16 };
 void multiply_matrices(Format format, int terms, const uint32_t* a, const uint32_t* b, float* d, Place place);
 // ldmatrix: every lane brings a row of eight halves and gets its element pairs of up to four 8×8 matrices.
 void exchange_matrix_rows(const uint32_t* row, uint32_t* result, int matrices, bool transposed, Place place);
-
-// Barriers in shared memory (mbarrier) and others of Hopper kernels; kernels/ptx_barrier.cuh says what they mean.
-void barrier_init(void* barrier, int arrivals);
-void barrier_init_fence();
-void barrier_invalidate(void* barrier);
-void barrier_arrive(void* barrier, int bytes);  // announces `bytes` first
-void barrier_arrive_cluster(void* barrier, int block);
-bool barrier_test(void* barrier, int parity);
-void barrier_wait(void* barrier, int parity);
-void fence_async_shared();
-void named_barrier_wait(int number, int threads);
-void change_registers(int registers, bool take);
-int cluster_rank();
-void cluster_wait();
 
 template <class... Parameters, size_t... I>
 SIMULATOR_INTERNAL void call(void (*kernel)(Parameters...), void* const* arguments, std::index_sequence<I...>) {
