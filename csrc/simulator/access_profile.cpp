@@ -138,6 +138,7 @@ void copy_completed(const AsyncCopy&) {}
 void unit_write_issued(const char*, size_t, const void*, const void*) {}
 void unit_read_issued(const char*, size_t, const void*) {}
 void unit_read_finished(const char*, size_t) {}
+void unit_write_completed(const char*, size_t, const void*) {}
 
 // Requests of no warp: shared memory takes 128 bytes at a time, global memory sectors.
 void visit_global(const std::vector<Span>& parts, bool writes, size_t shared_bytes, const void* code) {

@@ -24,6 +24,7 @@ namespace {
 
 constexpr int MANY = -1;      // readers: more than one warp
 constexpr uint32_t NONE = 0;  // block numbers count from 1
+constexpr uint32_t UNDER_WAY = UINT32_MAX;  // a time that nobody knows of
 
 struct Accessor {
     uint32_t block = NONE, epoch = 0, warp_epoch = 0;
@@ -259,8 +260,15 @@ void unit_write_issued(const char* address, size_t bytes, const void* barrier, c
     on_access(address, bytes, true, code);
     const int index = barrier_index(barrier);
     if (index < 0) return;  // fails when the bytes arrive
-    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(index), barrier_phase(index) + 1, 0};
+    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(index), UNDER_WAY, 0};
     for (size_t i = 0; i < bytes; ++i) shared_cell(address - block.shared + i).writer = unit;
+}
+
+// In the phase that is under way by then, which may be a later one than at the issue.
+void unit_write_completed(const char* address, size_t bytes, const void* barrier) {
+    const int index = barrier_index(barrier);
+    if (index < 0) return;
+    for (size_t i = 0; i < bytes; ++i) shared_cell(address - block.shared + i).writer.time = barrier_phase(index) + 1;
 }
 
 void unit_read_issued(const char* address, size_t bytes, const void* code) {

@@ -162,6 +162,7 @@ void load(Copy& copy) {
         if (map.type == TF32) round_row(reinterpret_cast<uint32_t*>(first), valid);
         for (int i = 0; i < map.row_bytes(); i += 16) memcpy(swizzled(map, row.shared + i), content + i, 16);
     });
+    unit_write_completed(copy.shared, map.bytes(), copy.barrier);
     complete_bytes(copy.barrier, map.bytes());
 }
 
