@@ -365,3 +365,64 @@ def add_one(width: int, fault: int = 0, grid: int = 2) -> np.ndarray:
 def test_through_shared_memory(width):
     assert_equal(add_one(width), numbered((64, width // 4), np.uint32) + 1)
     assert_sound(lambda: add_one(width), "sim")
+
+
+# By the numbers of planted_tma.cu's enum Fault: what is found, and in which mode.
+LATE = {"late_copies": True, "order": "reverse"}
+PLANTED = {
+    "expects one of two": (1, {"mode": "race"}, "race: a copy of a box wrote .* without having waited for its barrier"),
+    "expects one of two, late": (1, {"mode": "race", **LATE}, "without having waited for its barrier"),
+    "expects too much": (2, {}, "deadlock: .* whose phase 0 lacks 0 arrivals and 2048 bytes"),
+    "reads early": (3, {"mode": "race", **LATE}, "uninitialised: a read of shared byte"),
+    "no fence": (4, {"mode": "race"}, "race: .* has made no fence_async_shared since"),
+    "no barrier of the block": (5, {"mode": "race", **LATE}, "race: .* with no barrier between"),
+    "no commit": (6, {}, "TMA: the block ends, and a store was never committed"),
+    "no wait": (7, {}, "TMA: the block ends, and nothing waited until a store had read its shared memory"),
+    "writes early": (
+        8,
+        {"mode": "race"},
+        "race: a write to shared byte 8192, which a product or store",
+    ),
+    "wrong place": (10, {}, "TMA: the box is at shared offset 128; with a swizzle of 128 bytes"),
+    "no wait for loads": (11, LATE, "TMA: the block ends while a load into its shared memory is under way"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_faults(name):
+    fault, settings, message = PLANTED[name]
+    with simulator.configured(**settings), pytest.raises(SimulatorError, match=message) as error:
+        add_one(128, fault)
+    assert error.value.place is None or error.value.place.startswith("planted_tma.cu:")
+
+
+@pytest.mark.parametrize("fault", [3, 8, 9])
+def test_planted_faults_give_wrong_numbers(fault):
+    """Early reads and writes, and reads at places without the swizzle, in mode fast."""
+    with simulator.configured(**LATE):
+        if fault == 3:
+            with pytest.raises(SimulatorError, match="under way"):
+                add_one(128, fault)
+            return
+        assert np.any(add_one(128, fault) != numbered((64, 32), np.uint32) + 1)
+
+
+def profile_of(case: Case) -> list[tuple[str, bool, int, int]]:
+    """(space, writes, bytes, sectors or passes) of the copy, which is counted at two addresses, one after the other."""
+    with simulator.profiling() as profiles:
+        golden_tma.run(case, "sim")
+    ((_, profile),) = profiles
+    found = {code: counts for (_, code), counts in profile.lines.items()}
+    copies = [counts for code, counts in found.items() if code - 1 in found or code + 1 in found]
+    return sorted((c.space, c.writes, c.bytes, c.units) for c in copies)
+
+
+def test_profile_counts_sectors_and_bytes():
+    """All of a box in whole sectors, loaded and stored; 3 of 4 rows and 96 bytes of the other outside the array."""
+    x = numbered((16, 64), np.uint16)
+    load = Case("tiled", x, {"box": (64, 4), "swizzle": 128}, (0, 3))
+    assert profile_of(load) == [("global", False, 512, 16), ("shared", True, 512, 4)]
+    store = load._replace(options={**load.options, "stores": True}, content=CONTENT)
+    assert profile_of(store) == [("global", True, 512, 16), ("shared", False, 512, 4)]
+    outside = load._replace(at=(-48, 15))
+    assert profile_of(outside) == [("global", False, 32, 1), ("shared", True, 512, 4)]
