@@ -758,7 +758,18 @@ OF_KERNELS = (
     ),
 )
 
-MUTANTS = GENERAL + OF_KERNELS
+# Primitives by themselves.
+OF_PRIMITIVES = (
+    Mutant(
+        "tma_wrong_swizzle",
+        "ptx_tma.cuh",
+        "(offset >> 7 & (BYTES / 16 - 1)) << 4",
+        "(offset >> 8 & (BYTES / 16 - 1)) << 4",
+        "test_tma.py -k test_through_shared_memory",
+    ),
+)
+
+MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES
 
 
 def run(mutant: Mutant) -> tuple[bool, str]:
