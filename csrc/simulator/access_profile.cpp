@@ -134,6 +134,8 @@ void copy_issued(const AsyncCopy& copy) {
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, static_cast<const char*>(copy.code) - 1);
 }
 void copy_completed(const AsyncCopy&) {}
+void unit_read_issued(const char*, size_t, const void*) {}
+void unit_read_finished(const char*, size_t) {}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (!block.current) return;

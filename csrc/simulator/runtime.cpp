@@ -89,6 +89,7 @@ void thread_body() {
     block.launch->kernel(block.launch->arguments);
     Thread& me = *block.current;
     copy_async_wait(0);
+    end_warpgroup_thread();
     my_state() = State::DONE;
     --block.alive;
     Warp& warp = block.warps[me.warp];
