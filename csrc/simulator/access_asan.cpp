@@ -19,7 +19,7 @@ void copy_issued(const AsyncCopy& copy) {
 }
 void copy_completed(const AsyncCopy&) {}
 void unit_read_issued(const char* address, size_t bytes, const void* code) { on_access(address, bytes, false, code); }
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
 void count_flops(int) {}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {

@@ -12,7 +12,7 @@ void finish_block_checks() {}
 void copy_issued(const AsyncCopy&) {}
 void copy_completed(const AsyncCopy&) {}
 void unit_read_issued(const char*, size_t, const void*) {}
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
 void count_flops(int) {}
 
 }  // namespace simulator

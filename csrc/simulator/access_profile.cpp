@@ -135,7 +135,7 @@ void copy_issued(const AsyncCopy& copy) {
 }
 void copy_completed(const AsyncCopy&) {}
 void unit_read_issued(const char*, size_t, const void*) {}
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (!block.current) return;

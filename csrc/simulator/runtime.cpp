@@ -133,6 +133,7 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     block.arena_used = block.shared_bytes = 0;
     block.sites.clear();
     prepare_threads();
+    start_warpgroups();
     start_block_checks();
     enter(std::max(0, next_ready(block.thread_count - 1)));
     switch_to(block.scheduler, block.contexts[block.current->number]);

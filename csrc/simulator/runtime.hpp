@@ -109,9 +109,10 @@ void copy_issued(const AsyncCopy& copy);
 void copy_completed(const AsyncCopy& copy);
 // Shared memory that tensor cores read by themselves, from the issue of an operation until the wait for it.
 void unit_read_issued(const char* address, size_t bytes, const void* code);
-void unit_read_finished(const char* address, size_t bytes);
+void unit_read_finished(const char* address, size_t bytes, const void* code);
 
-// When a thread ends: none of its operations of tensor cores may be under way (wgmma.cpp).
+// At a block's start, and when a thread ends: then none of its warp's wgmma may be under way.
+void start_warpgroups();
 void end_warpgroup_thread();
 
 }  // namespace simulator
