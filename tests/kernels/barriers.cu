@@ -84,7 +84,7 @@ KERNEL(64, 1) named_exchange_missing(const float* x, float* y, int count) {
 }
 
 // 384 threads have 168 registers each; the first warpgroup gives some, the others take them.
-KERNEL(384, 1) registers_change(float* y, int) {
+KERNEL(384, 1) registers_change(float* y, int n) {
     if (threadIdx.x < 128) {
         give_registers<40>();
     } else {
@@ -92,7 +92,7 @@ KERNEL(384, 1) registers_change(float* y, int) {
         y[threadIdx.x - 128] = 1.0f;
     }
 }
-KERNEL(384, 1) registers_too_many(float* y, int) {
+KERNEL(384, 1) registers_too_many(float* y, int n) {
     if (threadIdx.x < 128) {
         give_registers<48>();
     } else {
@@ -100,7 +100,7 @@ KERNEL(384, 1) registers_too_many(float* y, int) {
         y[threadIdx.x - 128] = 1.0f;
     }
 }
-KERNEL(384, 1) registers_given_up(float* y, int) {
+KERNEL(384, 1) registers_given_up(float* y, int n) {
     give_registers<240>();
     y[threadIdx.x] = 1.0f;
 }
