@@ -297,7 +297,6 @@ bool complete_box_copy(uint64_t random) {
 }
 
 void finish_box_copies() {
-    Thread* const last = block.current;
     for (Copy& copy : copies) {
         block.current = &block.threads[copy.thread];
         require(!copy.barrier, "the block ends while a load into its shared memory is under way", copy.code);
@@ -305,7 +304,6 @@ void finish_box_copies() {
         require(copy.waited, "the block ends, and nothing waited until a store had read its shared memory", copy.code);
         while (copy.stage != Stage::WRITTEN) advance(copy);
     }
-    block.current = last;
     copies.clear();
 }
 
@@ -313,7 +311,7 @@ void tma_load(void* shared, const void* map, void* barrier, int rank, const int*
     const void* const code = __builtin_return_address(0);
     Copy copy = make_copy(map, shared, rank, at, barrier, code);
     require(!!offsets == !!copy.map.walks, offsets ? "an im2col load by a tiled map" : "a tiled load by an im2col map", code);
-    require(blocks <= 1, "a multicast to other blocks: the simulator runs each block of a cluster by itself", code);
+    require(blocks <= 1, "a multicast to blocks outside the cluster", code);
     if (offsets) {
         std::copy(offsets, offsets + rank - 2, copy.offsets);
         check_walk(copy);
