@@ -38,6 +38,15 @@ std::vector<Mbarrier> barriers;
 NamedBarrier named[NAMED];
 std::vector<int> warp_registers;  // of each thread of a warp
 int free_registers;
+int cluster_waiting;  // threads at the cluster's barrier
+
+struct Parked {
+    std::vector<Mbarrier> barriers;
+    NamedBarrier named[NAMED];
+    std::vector<int> warp_registers;
+    int free_registers;
+};
+Parked parked[CLUSTER_MAX];  // of the blocks of the cluster that do not run now
 
 Mbarrier& find(const void* address, const char* operation, Place place) {
     const int index = barrier_index(address);
@@ -89,9 +98,46 @@ void start_barriers() {
     barriers.clear();
     for (NamedBarrier& each : named) each = {};
     warp_registers.clear();
+    cluster_waiting = 0;
+}
+
+namespace {
+
+void exchange(Parked& other) {
+    barriers.swap(other.barriers);
+    std::swap(named, other.named);
+    warp_registers.swap(other.warp_registers);
+    std::swap(free_registers, other.free_registers);
+}
+
+void open_cluster_barrier() {
+    std::vector<int> slots;
+    for (int rank = 0; rank < cluster_size(); ++rank) {
+        Block& own = block_of(rank);
+        for (int i = 0; i < own.thread_count; ++i) {
+            if (own.states[i] != State::DONE) slots.push_back(own.threads[i].slot);
+            if (own.states[i] == State::AT_CLUSTER_BARRIER) own.states[i] = State::READY;
+        }
+    }
+    order_threads(slots.data(), slots.size());
+    cluster_waiting = 0;
+}
+
+int alive_in_cluster() {
+    int alive = 0;
+    for (int rank = 0; rank < cluster_size(); ++rank) alive += block_of(rank).alive;
+    return alive;
+}
+
+}  // namespace
+
+void switch_barriers(int from, int to) {
+    exchange(parked[from]);
+    exchange(parked[to]);
 }
 
 void end_barrier_thread() {
+    if (cluster_waiting && cluster_waiting == alive_in_cluster()) open_cluster_barrier();  // threads that ended do not count
     for (const Mbarrier& each : barriers) {
         if (block.alive || !each.address || !each.bytes) continue;
         const std::string message = "the block ends, and " + name_of(each) + " waits for " + std::to_string(each.bytes) + " bytes";
@@ -106,6 +152,7 @@ std::string describe_wait(int number) {
     const Thread& thread = block.threads[number];
     if (block.states[number] == State::FOR_REGISTERS) return "for registers that others give back";
     if (block.states[number] == State::AT_NAMED_BARRIER) return "at a named barrier";
+    if (block.states[number] == State::AT_CLUSTER_BARRIER) return "for the other blocks of the cluster";
     const int index = barrier_index(thread.argument);
     if (index < 0) return "at an mbarrier";
     const Mbarrier& barrier = barriers[index];
@@ -134,12 +181,12 @@ void barrier_init(void* address, int arrivals, Place place) {
     if (barrier_index(own) >= 0) fail("mbarrier", "the barrier was initialised before", place);
     if (arrivals < 1 || arrivals > COUNT_MAX) fail("mbarrier", "a phase needs from 1 to 2^20 - 1 arrivals", place);
     if (barriers.size() == BARRIERS_MAX) fail("mbarrier", "the simulator has room for 256 barriers a block", place);
-    barriers.push_back({own, arrivals, arrivals, 0, 0, true, block.current->number, false});
+    barriers.push_back({own, arrivals, arrivals, 0, 0, true, block.current->slot, false});
     order_initialisation(barriers.size() - 1);
 }
 
 void barrier_init_fence() {
-    for (Mbarrier& each : barriers) each.fenced |= each.initialiser == block.current->number;
+    for (Mbarrier& each : barriers) each.fenced |= each.initialiser == block.current->slot;
 }
 
 void barrier_invalidate(void* address, Place place) { find(address, "an end", place).address = nullptr; }
@@ -228,8 +275,12 @@ void named_barrier_wait(int number, int threads, Place place) {
         block.states[me.number] = State::AT_NAMED_BARRIER;
         return yield_thread();
     }
-    order_threads(barrier.waiting.data(), threads);
-    for (const int each : barrier.waiting) block.states[each] = State::READY;
+    std::vector<int> slots;
+    for (const int each : barrier.waiting) {
+        slots.push_back(block.threads[each].slot);
+        block.states[each] = State::READY;
+    }
+    order_threads(slots.data(), threads);
     barrier.waiting.clear();
 }
 
@@ -238,9 +289,25 @@ void fence_async() {
     order_proxies();
 }
 
-int cluster_rank() { return 0; }
-void cluster_wait(Place place) { block_barrier(place); }
-void barrier_arrive_cluster(void* barrier, int, Place place) { barrier_arrive(barrier, 0, place); }
+int cluster_rank() { return block.rank; }
+
+void cluster_wait(Place place) {
+    if (++cluster_waiting == alive_in_cluster()) return open_cluster_barrier();
+    Thread& me = *block.current;
+    me.place = place;
+    block.states[me.number] = State::AT_CLUSTER_BARRIER;
+    yield_thread();
+}
+
+void barrier_arrive_cluster(void* barrier, int rank, Place place) {
+    require_block(rank, __builtin_return_address(0));
+    void* const remote = cluster_address(barrier, rank);
+    in_block(rank, [&] {
+        if (!find(remote, "an arrival from another block", place).fenced)
+            fail("mbarrier", "an arrival from another block: a missing barrier_init_fence by the thread that initialised it", place);
+        barrier_arrive(remote, 0, place);
+    });
+}
 
 namespace {
 
@@ -280,9 +347,12 @@ void set_registers(int count, bool takes, Place place) {
         Registers own{count, takes, place, false};
         warp_operation(~0u, &own, change_registers, place);
         if (!own.refused) return;
-        block.states[block.current->number] = State::FOR_REGISTERS;
-        block.current->place = place;
-        yield_thread();
+        const Thread& me = *block.current;
+        while (count - warp_registers[me.warp] > free_registers) {  // they may have become free since
+            block.states[me.number] = State::FOR_REGISTERS;
+            block.current->place = place;
+            yield_thread();
+        }
     }
 }
 
