@@ -352,19 +352,24 @@ def test_a_recorded_launch_keeps_its_map(device):
     assert_equal(devices.to_numpy(dump).view(np.uint16)[:256], np.full(256, 7))
 
 
-def add_one(width: int, fault: int = 0, grid: int = 2) -> np.ndarray:
+def add_places(width: int, fault: int = 0, grid: int = 2) -> np.ndarray:
     x = devices.move(numbered((grid * 32, width // 4), np.uint32), "sim")
     y = devices.empty_like(x)
     swizzle = width if width > 16 else 0
     maps = tiled(x, (width // 4, 16), swizzle), tiled(y, (width // 4, 16), swizzle, stores=True)
-    launch(f"planted_tma_add_{width}", grid, *maps, fault, shared_bytes=4 * 32 * width + 8)
+    launch(f"planted_tma_{width}", grid, *maps, fault, shared_bytes=4 * 32 * width + 8)
     return devices.to_numpy(y).copy()
+
+
+def with_places(width: int) -> np.ndarray:
+    x = numbered((2, 32, width // 4), np.uint32)
+    return (x + np.arange(x[0].size, dtype=np.uint32).reshape(x[0].shape)).reshape(64, -1)
 
 
 @pytest.mark.parametrize("width", [16, 32, 64, 128])
 def test_through_shared_memory(width):
-    assert_equal(add_one(width), numbered((64, width // 4), np.uint32) + 1)
-    assert_sound(lambda: add_one(width), "sim")
+    assert_equal(add_places(width), with_places(width))
+    assert_sound(lambda: add_places(width), "sim")
 
 
 # By the numbers of planted_tma.cu's enum Fault: what is found, and in which mode.
@@ -381,7 +386,7 @@ PLANTED = {
     "writes early": (
         8,
         {"mode": "race"},
-        "race: a write to shared byte 8192, which a product or store",
+        "race: a write to shared byte 8192, which a wgmma that is under way reads, or a store",
     ),
     "wrong place": (10, {}, "TMA: the box is at shared offset 128; with a swizzle of 128 bytes"),
     "no wait for loads": (11, LATE, "TMA: the block ends while a load into its shared memory is under way"),
@@ -392,7 +397,7 @@ PLANTED = {
 def test_planted_faults(name):
     fault, settings, message = PLANTED[name]
     with simulator.configured(**settings), pytest.raises(SimulatorError, match=message) as error:
-        add_one(128, fault)
+        add_places(128, fault)
     assert error.value.place is None or error.value.place.startswith("planted_tma.cu:")
 
 
@@ -402,9 +407,9 @@ def test_planted_faults_give_wrong_numbers(fault):
     with simulator.configured(**LATE):
         if fault == 3:
             with pytest.raises(SimulatorError, match="under way"):
-                add_one(128, fault)
+                add_places(128, fault)
             return
-        assert np.any(add_one(128, fault) != numbered((64, 32), np.uint32) + 1)
+        assert np.any(add_places(128, fault) != with_places(128))
 
 
 def profile_of(case: Case) -> list[tuple[str, bool, int, int]]:

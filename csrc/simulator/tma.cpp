@@ -85,7 +85,7 @@ template <class Visit>
 void visit_box(const Copy& copy, Visit visit) {
     const Map& map = copy.map;
     int j[RANK_MAX] = {};
-    for (int r = 0; r < map.rows(); ++r) {
+    for (int r = 0, rows = map.rows(); r < rows; ++r) {
         int64_t where[RANK_MAX];
         for (int i = 1; i < map.rank; ++i) where[i] = int64_t{copy.at[i]} + j[i] * map.steps[i];
         visit(place_row(map, copy.at[0], where, copy.shared + r * map.row_bytes()));
