@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "barrier.hpp"
+
 namespace simulator {
 
 uint3 thread_index, block_index;
@@ -38,7 +40,11 @@ State& my_state() { return block.states[block.current->number]; }
     __builtin_unreachable();
 }
 
-const char* name_of(State state) { return state == State::AT_BARRIER ? "at a barrier" : "in a warp operation"; }
+std::string name_of_wait(int number) {
+    const State state = block.states[number];
+    if (state == State::AT_BARRIER) return "at a barrier";
+    return state == State::IN_WARP_OPERATION ? "in a warp operation" : describe_wait(number);
+}
 
 [[noreturn]] void fail_deadlock() {
     std::string message = "no thread can go on:";
@@ -47,7 +53,7 @@ const char* name_of(State state) { return state == State::AT_BARRIER ? "at a bar
         const State state = block.states[i];
         if (state == State::DONE) continue;
         const Place place = state == State::AT_BARRIER ? block.barrier : block.threads[i].place;
-        message += " " + thread_name(i) + " waits " + name_of(state) + ", line " + std::to_string(place.line) + ";";
+        message += " " + thread_name(i) + " waits " + name_of_wait(i) + ", line " + std::to_string(place.line) + ";";
         ++shown;
     }
     fail("deadlock", message.c_str(), {nullptr, 0});
@@ -92,6 +98,7 @@ void thread_body() {
     end_warpgroup_thread();
     my_state() = State::DONE;
     --block.alive;
+    end_barrier_thread();
     Warp& warp = block.warps[me.warp];
     warp.alive &= ~(1u << me.lane);
     for (int i = 0; i < warp.count; ++i)
@@ -133,6 +140,7 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     block.arena_used = block.shared_bytes = 0;
     block.sites.clear();
     prepare_threads();
+    start_barriers();
     start_warpgroups();
     start_block_checks();
     enter(std::max(0, next_ready(block.thread_count - 1)));
@@ -223,6 +231,8 @@ inline void complete(const AsyncCopy& copy) {
 }
 
 }  // namespace
+
+void yield_thread() { run_another(); }
 
 std::string thread_name(int number) { return "thread " + std::to_string(number); }
 
@@ -330,6 +340,7 @@ void warp_operation(uint32_t mask, void* argument, Operation operation, Place pl
     for (int i = 0; i < 32; ++i) arguments[i] = mask >> i & 1 ? first[i].argument : nullptr;
     operation(arguments, mask);
     if (mask == warp.alive) ++warp.epoch;
+    order_warp(me.warp, mask);
     State* const states = block.states + me.warp * 32;
     for (int i = 0; i < 32; ++i)
         if ((mask >> i & 1) && states[i] == State::IN_WARP_OPERATION) states[i] = State::READY;
