@@ -204,6 +204,7 @@ void check_proxy(const Cell& cell, size_t offset, const void* code) {
 }  // namespace
 
 const size_t SHARED_GAP = 64;
+const bool WATCHES_UNITS = true;
 
 void start_launch_checks() {
     shared_cells.assign(ARENA_BYTES, Cell{});

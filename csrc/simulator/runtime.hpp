@@ -102,6 +102,7 @@ std::string thread_name(int number);
 
 // What each build adds: checks of accesses (access_*.cpp).
 extern const size_t SHARED_GAP;  // bytes left free after each array of shared memory
+extern const bool WATCHES_UNITS;  // whether the accesses of units below are looked at
 void start_launch_checks();
 void start_block_checks();
 void barrier_checks();
