@@ -2,8 +2,8 @@
 
     python -m gpucnn.bench.golden --record DIR [--device cuda]
 
-runs the programs of tests/kernels/golden.cu and writes DIR/<gpu>.json; tests/golden/ keeps such files, and
-tests/test_golden.py holds the simulator to each of them bit by bit. `multiply_add` is recorded and not compared: it
+runs the programs of tests/kernels/golden*.cu, those of wgmma on Hopper only, and writes DIR/<gpu>.json; tests/golden/
+keeps such files, and tests/test_golden.py holds the simulator to each of them bit by bit. `multiply_add` is recorded and not compared: it
 rounds once on a GPU and twice in the simulator. The times of loads from shared memory, by which lanes read the same
 address, are recorded only. It runs in a checkout, where tests/ is.
 """
@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn.bench import golden_wgmma
 from gpucnn.bench.adopt import slug
 from gpucnn.bench.report import Report
 from gpucnn.bench.report import main as report_main
 from gpucnn.bench.timing import clock_of, measure
 from gpucnn.launch import launch, sources
+from gpucnn.launch.dispatch import architecture_of
 
 KERNELS = Path(__file__).resolve().parent.parent / "tests" / "kernels"
 KNOWN_DIFFERENCES = ("multiply_add",)
@@ -84,6 +86,7 @@ def programs() -> dict[str, Program]:
         "multiply_add": Program("golden_multiply_add", 1, (a, b, -(a * b)), (((64,), "float32"),)),
     }
     found.update(tensor_core_programs(generator))
+    found.update(hopper_programs())
     for threads in (32, 96, 256, 1024):
         shape = (2 * threads,)
         kernel = f"golden_block_reduce_{threads}"
@@ -120,6 +123,20 @@ def tensor_core_programs(generator: np.random.Generator) -> dict[str, Program]:
     return found
 
 
+@cache
+def hopper_programs() -> dict[str, Program]:
+    """Those that only sm_90 runs."""
+    return {
+        name: Program(kernel, 1, inputs, ((shape, dtype),))
+        for name, kernel, inputs, shape, dtype in golden_wgmma.programs()
+    }
+
+
+def runs_on(name: str, device: str) -> bool:
+    """Whether a device has what the program needs."""
+    return name not in hopper_programs() or architecture_of(devices.move(np.zeros(1, np.float32), device)) == 90
+
+
 def _tf32_bits(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint32)
 
@@ -140,6 +157,7 @@ def register() -> None:
         raise ValueError(f"golden: {KERNELS} is not there; run it in a checkout of the repository")
     sources.register(KERNELS / "golden.cu")
     sources.register(KERNELS / "golden_mma.cu")
+    sources.register(KERNELS / "golden_wgmma.cu")
     sources.register(KERNELS / "shared_pairs.cu")
 
 
@@ -179,7 +197,7 @@ def same_bits(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 def cases(report: Report) -> None:
     """A row a program, beside the simulator on the same machine; then the times of loads from shared memory."""
     report.content.setdefault("maps", {})
-    for name in programs():
+    for name in (name for name in programs() if runs_on(name, report.device)):
         report.add(partial(compare, name, report), program=name)
     for name in PAIR_MAPS:
         report.add(partial(time_pairs, name, report), shared_loads=name)
