@@ -2,7 +2,7 @@
 
     python -m gpucnn.bench.golden --record DIR [--device cuda]
 
-runs the programs of tests/kernels/golden*.cu, those of wgmma on Hopper only, and writes DIR/<gpu>.json; tests/golden/
+runs the programs of tests/kernels/golden*.cu, those of Hopper's units on Hopper only, and writes DIR/<gpu>.json; tests/golden/
 keeps such files, and tests/test_golden.py holds the simulator to each of them bit by bit. `multiply_add` is recorded
 and not compared: it rounds once on a GPU and twice in the simulator. The times of loads from shared memory, by which
 lanes read the same address, are recorded only. It runs in a checkout, where tests/ is.
@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.bench import golden_wgmma
+from gpucnn.bench import golden_tma, golden_wgmma
 from gpucnn.bench.adopt import slug
 from gpucnn.bench.report import Report
 from gpucnn.bench.report import main as report_main
 from gpucnn.bench.timing import clock_of, measure
 from gpucnn.launch import launch, sources
-from gpucnn.launch.dispatch import architecture_of
 
 KERNELS = Path(__file__).resolve().parent.parent / "tests" / "kernels"
 KNOWN_DIFFERENCES = ("multiply_add",)
@@ -132,11 +131,6 @@ def hopper_programs() -> dict[str, Program]:
     }
 
 
-def runs_on(name: str, device: str) -> bool:
-    """Whether a device has what the program needs."""
-    return name not in hopper_programs() or architecture_of(devices.move(np.zeros(1, np.float32), device)) == 90
-
-
 def _tf32_bits(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint32)
 
@@ -150,6 +144,13 @@ def _f16_bits(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float16).view(np.uint32)
 
 
+def names(device: str) -> list[str]:
+    """The programs that a device can run."""
+    if device == "sim" or devices.gpu(device)[1][0] == 9:
+        return [*programs(), *golden_tma.cases()]
+    return [name for name in programs() if name not in hopper_programs()]
+
+
 @cache
 def register() -> None:
     """Make the programs' kernels known to `launch`; raises ValueError outside a checkout."""
@@ -157,6 +158,7 @@ def register() -> None:
         raise ValueError(f"golden: {KERNELS} is not there; run it in a checkout of the repository")
     sources.register(KERNELS / "golden.cu")
     sources.register(KERNELS / "golden_mma.cu")
+    sources.register(KERNELS / "golden_tma.cu")
     sources.register(KERNELS / "golden_wgmma.cu")
     sources.register(KERNELS / "shared_pairs.cu")
 
@@ -164,6 +166,8 @@ def register() -> None:
 def run(name: str, device: str) -> list[np.ndarray]:
     """The outputs of a program on a device."""
     register()
+    if name in golden_tma.cases():
+        return [golden_tma.run(golden_tma.cases()[name], device)]
     program = programs()[name]
     arrays = [devices.move(value, device) for value in program.inputs if isinstance(value, np.ndarray)]
     outputs = [devices.empty(shape, dtype, arrays[0]) for shape, dtype in program.outputs]
@@ -197,7 +201,7 @@ def same_bits(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 def cases(report: Report) -> None:
     """A row a program, beside the simulator on the same machine; then the times of loads from shared memory."""
     report.content.setdefault("maps", {})
-    for name in (name for name in programs() if runs_on(name, report.device)):
+    for name in names(report.device):
         report.add(partial(compare, name, report), program=name)
     for name in PAIR_MAPS:
         report.add(partial(time_pairs, name, report), shared_loads=name)

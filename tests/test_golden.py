@@ -140,7 +140,8 @@ def check_file(path: Path) -> int:
 def test_stored_maps():
     """Those of every GPU on file; there may be none yet."""
     for path in STORED:
-        assert check_file(path) in (len(PROGRAMS), len(PROGRAMS) - len(golden.hopper_programs())), path
+        expected = len(PROGRAMS), len(golden.names("sim")), len(PROGRAMS) - len(golden.hopper_programs())
+        assert check_file(path) in expected, path
 
 
 def simulated_gpu() -> dict[str, list[np.ndarray]]:
@@ -167,5 +168,7 @@ def test_record(tmp_path: Path, monkeypatch, capsys):
     (path,) = tmp_path.iterdir()
     assert str(path) in capsys.readouterr().out and path.stem.startswith("simulator-on-")
     content = json.loads(path.read_text())
-    assert set(content["maps"]) == set(PROGRAMS)
-    assert len(content["rows"]) == len(PROGRAMS) + len(golden.PAIR_MAPS) and all(row["ok"] for row in content["rows"])
+    assert set(content["maps"]) == set(golden.names("sim"))
+    assert len(content["rows"]) == len(golden.names("sim")) + len(golden.PAIR_MAPS) and all(
+        row["ok"] for row in content["rows"]
+    )

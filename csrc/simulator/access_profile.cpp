@@ -105,7 +105,7 @@ void add(const Key& key, const Request& request) {
     const bool shared = request.space == Space::SHARED;
     counter.units += shared ? count_wavefronts(request) : count_sectors(request);
     counter.least += shared ? (bytes + 127) / 128 : (bytes + 31) / 32;
-    counter.partial += static_cast<int>(request.lanes.size()) < std::min(32, block.thread_count - 32 * key.warp);
+    counter.partial += static_cast<int>(request.lanes.size()) < std::min(32, block.thread_count - key.warp * 32 % block.thread_count);
 }
 
 void flush() {
@@ -122,7 +122,7 @@ void start_launch_checks() {
     counters.clear();
     barriers = flops = 0;
 }
-void start_block_checks() { occurrences.assign(block.thread_count, {}); }
+void start_block_checks() { occurrences.assign(block.thread_count * cluster_size(), {}); }
 void barrier_checks() {
     ++barriers;
     flush();
@@ -139,14 +139,39 @@ void copy_completed(const AsyncCopy&) {}
 void unit_write_issued(const char*, size_t, const void*, const void*) {}
 void unit_read_issued(const char*, size_t, const void*) {}
 void unit_read_finished(const char*, size_t, const void*) {}
+void unit_write_completed(const char*, size_t, const void*) {}
+
+// Requests of no warp: shared memory takes 128 bytes at a time, global memory sectors.
+void visit_global(const std::vector<Span>& parts, bool writes, size_t shared_bytes, const void* code) {
+    Counters& shared = counters[code];
+    shared.space = Space::SHARED;
+    shared.writes = !writes;
+    ++shared.requests;
+    shared.bytes += shared_bytes;
+    shared.units += (shared_bytes + 127) / 128;
+    shared.least += (shared_bytes + 127) / 128;
+    Request request{Space::GLOBAL, writes, {}};
+    size_t bytes = 0;
+    for (const Span& span : parts) {
+        request.lanes.push_back({0, span.begin, span.bytes});
+        bytes += span.bytes;
+    }
+    Counters& counter = counters[static_cast<const char*>(code) - 1];
+    counter.space = Space::GLOBAL;
+    counter.writes = writes;
+    ++counter.requests;
+    counter.bytes += bytes;
+    counter.units += count_sectors(request);
+    counter.least += (bytes + 31) / 32;
+}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (!block.current) return;
     const Target target = find_target(address, bytes, writes);
     if (target.space != Space::SHARED && target.space != Space::GLOBAL) return;
     const Thread& thread = *block.current;
-    const int occurrence = occurrences[thread.number][code]++;
-    Request& request = requests[{code, thread.warp, occurrence}];
+    const int occurrence = occurrences[thread.slot][code]++;
+    Request& request = requests[{code, thread.slot / 32, occurrence}];
     request.space = target.space;
     request.writes = writes;
     request.lanes.push_back({thread.lane, address, bytes});

@@ -2,8 +2,9 @@
 //
 // A thread's time goes on whenever others may learn of what it did. known[u][t] is the time of thread t up to which all
 // its accesses come before what u does next; an mbarrier counts as one more thread, whose time is its completed phases.
-// Barriers of the whole block order everything and need no clocks: the checks count them apart.
+// Kernels that use neither mbarriers nor named barriers need no clocks: the checks count barriers of the block apart.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -16,21 +17,22 @@ class Clocks {
 public:
     using Times = std::vector<uint32_t>;
 
-    void start(int threads) {
-        columns = threads + BARRIERS_MAX;
+    // Of all blocks of a cluster: their threads by slot, their barriers by rank and index.
+    void start(int threads, int blocks) {
+        first_barrier = threads;
+        columns = threads + blocks * BARRIERS_MAX;
         known.assign(threads, Times(columns, 0));
         times.assign(threads, 1);
-        fences.assign(threads, 1);
+        fences.assign(threads, {});
         releases.clear();
         learnt.assign((threads + 31) / 32, 0);
-        active = false;
+        active = uses_barriers;
     }
 
     bool knows(int thread, int other, uint32_t time) const { return known[thread][other] >= time; }
-    int barrier_thread(int barrier) const { return columns - BARRIERS_MAX + barrier; }
+    int barrier_thread(int barrier) const { return first_barrier + barrier; }
 
     void arrive(int thread, int barrier) {
-        active = true;
         if (static_cast<int>(releases.size()) <= barrier) releases.resize(barrier + 1, {Times(columns, 0), Times(columns, 0)});
         Times& arriving = releases[barrier].arriving;
         join(arriving, known[thread]);
@@ -48,7 +50,6 @@ public:
         learnt[thread / 32] = 1;
     }
     void meet(const int* numbers, int count) {
-        active = true;
         Times all(columns, 0);
         for (int i = 0; i < count; ++i) {
             join(all, known[numbers[i]]);
@@ -79,10 +80,15 @@ public:
     }
 
     uint32_t time(int thread) const { return times[thread]; }
-    uint32_t fence_count(int thread) const { return fences[thread]; }
-    void fence(int thread) { ++fences[thread]; }
+    void fence(int thread) { fences[thread].push_back(times[thread]++); }
+    // Whether `other` has made a fence since its access at `time`, and before what `thread` knows of.
+    bool knows_fence(int thread, int other, uint32_t time) const {
+        const uint32_t known_time = thread == other ? times[other] : known[thread][other];
+        const auto fence = std::lower_bound(fences[other].begin(), fences[other].end(), time);
+        return fence != fences[other].end() && *fence < known_time;
+    }
 
-    bool active = false;  // whether anything but barriers of the block and operations of warps has ordered threads
+    bool active = false;  // whether anything but barriers of the block and operations of warps orders threads
 
 private:
     struct Release {
@@ -92,9 +98,10 @@ private:
         for (size_t i = 0; i < into.size(); ++i) into[i] = into[i] < other[i] ? other[i] : into[i];
     }
 
-    int columns = 0;
+    int columns = 0, first_barrier = 0;
     std::vector<Times> known;
-    Times times, fences;
+    Times times;
+    std::vector<Times> fences;  // of each thread, the times at which it made one
     std::vector<Release> releases;
     std::vector<char> learnt;  // of each warp: whether a lane may know what the others do not
 };
