@@ -2,10 +2,10 @@
 
     python -m gpucnn.bench.golden --record DIR [--device cuda]
 
-runs the programs of tests/kernels/golden.cu and writes DIR/<gpu>.json; tests/golden/ keeps such files, and
-tests/test_golden.py holds the simulator to each of them bit by bit. `multiply_add` is recorded and not compared: it
-rounds once on a GPU and twice in the simulator. The times of loads from shared memory, by which lanes read the same
-address, are recorded only. It runs in a checkout, where tests/ is.
+runs the programs of tests/kernels/golden*.cu, those of Hopper's units on Hopper only, and writes DIR/<gpu>.json; tests/golden/
+keeps such files, and tests/test_golden.py holds the simulator to each of them bit by bit. `multiply_add` is recorded
+and not compared: it rounds once on a GPU and twice in the simulator. The times of loads from shared memory, by which
+lanes read the same address, are recorded only. It runs in a checkout, where tests/ is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.bench import golden_tma
+from gpucnn.bench import golden_tma, golden_wgmma
 from gpucnn.bench.adopt import slug
 from gpucnn.bench.report import Report
 from gpucnn.bench.report import main as report_main
@@ -85,6 +85,7 @@ def programs() -> dict[str, Program]:
         "multiply_add": Program("golden_multiply_add", 1, (a, b, -(a * b)), (((64,), "float32"),)),
     }
     found.update(tensor_core_programs(generator))
+    found.update(hopper_programs())
     for threads in (32, 96, 256, 1024):
         shape = (2 * threads,)
         kernel = f"golden_block_reduce_{threads}"
@@ -121,6 +122,15 @@ def tensor_core_programs(generator: np.random.Generator) -> dict[str, Program]:
     return found
 
 
+@cache
+def hopper_programs() -> dict[str, Program]:
+    """Those that only sm_90 runs."""
+    return {
+        name: Program(kernel, 1, inputs, ((shape, dtype),))
+        for name, kernel, inputs, shape, dtype in golden_wgmma.programs()
+    }
+
+
 def _tf32_bits(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint32)
 
@@ -136,8 +146,9 @@ def _f16_bits(values: np.ndarray) -> np.ndarray:
 
 def names(device: str) -> list[str]:
     """The programs that a device can run."""
-    has_tma = device == "sim" or devices.gpu(device)[1][0] == 9
-    return [*programs(), *(golden_tma.cases() if has_tma else ())]
+    if device == "sim" or devices.gpu(device)[1][0] == 9:
+        return [*programs(), *golden_tma.cases()]
+    return [name for name in programs() if name not in hopper_programs()]
 
 
 @cache
@@ -148,6 +159,7 @@ def register() -> None:
     sources.register(KERNELS / "golden.cu")
     sources.register(KERNELS / "golden_mma.cu")
     sources.register(KERNELS / "golden_tma.cu")
+    sources.register(KERNELS / "golden_wgmma.cu")
     sources.register(KERNELS / "shared_pairs.cu")
 
 

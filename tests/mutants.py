@@ -195,6 +195,27 @@ OF_KERNELS = (
         "test_gemm_kernels.py -k test_chunks_are_exact and 32x32",
     ),
     Mutant(
+        "wgmma_descriptor_with_another_stride",
+        "ptx_wgmma.cuh",
+        "static_cast<uint64_t>(stride_bytes >> 4) << 32",
+        "static_cast<uint64_t>(stride_bytes >> 5) << 32",
+        "test_wgmma.py -k test_layouts_are_exact_on_integers and bf16_64_kk",
+    ),
+    Mutant(
+        "wgmma_descriptor_with_another_swizzle",
+        "ptx_wgmma.cuh",
+        "SWIZZLE_BYTES == 64 ? 2 : SWIZZLE_BYTES == 32 ? 3",
+        "SWIZZLE_BYTES == 64 ? 3 : SWIZZLE_BYTES == 32 ? 2",
+        "test_wgmma.py -k test_layouts_are_exact_on_integers and bf16_64_mk",
+    ),
+    Mutant(
+        "wgmma_accumulator_read_before_its_wait",
+        "ptx_wgmma.cuh",
+        "simulator::warpgroup_wait(GROUPS,",
+        "simulator::warpgroup_wait(GROUPS + 1,",
+        "test_wgmma.py -k test_sizes_are_exact_on_integers and 16",
+    ),
+    Mutant(
         "tensor_groups_of_rows_not_swapped",
         "tile_tensor.cuh",
         "(row ^ 4)",

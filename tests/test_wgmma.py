@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from gpucnn import device as devices
+from gpucnn.bench.golden_wgmma import STEPS, WORDS, Operand, encoded, integers, packed, size_of
 from gpucnn.launch import SimulatorError, launch, simulator, sources
 from tests import wgmma
 from tests.check import assert_equal, assert_same_bits
 from tests.kernel_check import SCHEDULES, on
 
 KERNELS = Path(__file__).parent / "kernels"
-WORDS, STEPS = 10240, 4
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,54 +25,6 @@ def registered() -> Iterator[None]:
     yield
 
 
-class Operand(NamedTuple):
-    start: int
-    leading: int
-    stride: int
-    step: int
-
-
-def size_of(form: str) -> int:
-    return 4 if form == "tf32" else 2
-
-
-def integers(form: str, seed: int) -> np.ndarray:
-    """A memory full of integers between −9 and 9."""
-    numbers = np.random.default_rng(seed).integers(-9, 10, WORDS * 4 // size_of(form)).astype(np.float32)
-    if form == "tf32":
-        return numbers.view(np.uint32)
-    if form == "f16":
-        return numbers.astype(np.float16).view(np.uint32)
-    return (numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.uint32)
-
-
-def packed(rows: int, form: str, mn_major: bool, swizzle: int, start: int) -> tuple[Operand, int]:
-    """Slabs as wide as the swizzle, one after the other, that hold as many steps as fit; and where they end."""
-    size, terms = size_of(form), 32 // size_of(form)
-    width = swizzle or 16
-    if not mn_major:
-        if swizzle:  # (rows, width) slabs: a step is 32 bytes further in the same rows
-            return Operand(start, 16, 8 * width, 32), start + rows * width
-        return Operand(start, rows * 16, 128, 2 * rows * 16), start + STEPS * 2 * rows * 16
-    depth = terms if rows > 64 else terms * STEPS
-    if swizzle:  # (depth terms, width) slabs: a step is two groups of eight terms further
-        slabs = max(1, rows * size // width)
-        return Operand(start, depth * width, 8 * width, 16 * width), start + slabs * depth * width
-    return Operand(start, 128, depth * 16, 256), start + rows // 8 * depth * 16
-
-
-def steps_of(form: str, swizzle: int, majors: str, columns: int) -> int:
-    """How many steps `packed` has room for."""
-    if "m" in majors and (columns > 64 or (majors[0] == "m" and columns > 64)):
-        return 1
-    return min(STEPS, swizzle // 32) if swizzle and "k" in majors else STEPS
-
-
-def operand_bits(memory, form, rows, mn_major, swizzle, at: Operand, step: int) -> np.ndarray:
-    where = wgmma.addresses(rows, form, mn_major, swizzle, at.start + step * at.step, at.leading, at.stride)
-    return wgmma.element_bits(memory, form, where)
-
-
 def run(device, kernel, memory, c, a, b, swizzle, steps, accumulate) -> np.ndarray:
     words, c_on = on(device, memory, c)
     y = devices.empty(c.shape, np.float32, c_on)
@@ -81,29 +32,15 @@ def run(device, kernel, memory, c, a, b, swizzle, steps, accumulate) -> np.ndarr
     return devices.to_numpy(y)
 
 
-def round_up(value: int) -> int:
-    return -(-value // 1024) * 1024
-
-
 def check_integers(device, kernel, swizzle, accumulate=True, a_change=None, b_change=None):
-    form, columns, majors = kernel.split("_")
-    N = int(columns)
-    memory = integers(form, N + swizzle)
-    a, end = packed(64, form, majors[0] == "m", swizzle, 0)
-    b, end = packed(N, form, majors[1] == "m", swizzle, round_up(end))
-    a, b = a._replace(**(a_change or {})), b._replace(**(b_change or {}))
-    assert end <= WORDS * 4
-    steps = steps_of(form, swizzle, majors, N)
-    rows, positions = wgmma.d_rows(N)
-    c = np.random.default_rng(N).integers(-999, 1000, (64, N)).astype(np.float32)
-    want = c if accumulate else np.zeros_like(c)
-    for k in range(steps):
-        left = wgmma.values(form, operand_bits(memory, form, 64, majors[0] == "m", swizzle, a, k))
-        right = wgmma.values(form, operand_bits(memory, form, N, majors[1] == "m", swizzle, b, k))
-        want = want + left @ right.T
-    before = c if accumulate else np.full_like(c, np.nan)
-    got = run(device, kernel, memory, np.ascontiguousarray(before[rows, positions]), a, b, swizzle, steps, accumulate)
-    assert_equal(got, want[rows, positions])
+    form, columns, _ = kernel.split("_")
+    memory, layout = integers(form, int(columns) + swizzle), packed(kernel, swizzle)
+    a, b = layout.a._replace(**(a_change or {})), layout.b._replace(**(b_change or {}))
+    c = np.random.default_rng(int(columns)).integers(-999, 1000, (128, int(columns) // 2)).astype(np.float32)
+    if not accumulate:
+        c[:] = np.nan
+    got = run(device, kernel, memory, c, a, b, swizzle, layout.steps, accumulate)
+    assert_equal(got, wgmma.run(kernel, memory, c, a, b, swizzle, layout.steps, accumulate))
 
 
 @pytest.mark.parametrize("swizzle", wgmma.SWIZZLES)
@@ -153,18 +90,23 @@ def test_a_in_registers(device, form, N, mn_major, accumulate):
     a = bits.reshape(STEPS, 64, 32 // size_of(form))
     registers = np.ascontiguousarray(np.stack([wgmma.a_registers(form, each) for each in a]).astype(np.uint32))
     b = Operand(0, 64 * 128, 1024, 2048) if mn_major else Operand(0, 16, 1024, 32)
-    want = c = np.random.default_rng(N).integers(-999, 1000, (64, N)).astype(np.float32)
+    d = c = np.random.default_rng(N).integers(-999, 1000, (64, N)).astype(np.float32)
     if not accumulate:
-        want, c = np.zeros_like(c), np.full_like(c, np.nan)
-    for k in range(STEPS):
-        right = wgmma.values(form, operand_bits(memory, form, N, mn_major, 128, b, k))
-        want = want + wgmma.values(form, a[k]) @ right.T
-    rows, columns = wgmma.d_rows(N)
-    words, registers_on, c_on = on(device, memory, registers, np.ascontiguousarray(c[rows, columns]))
+        d, c = np.zeros_like(c), np.full_like(c, np.nan)
+    for step in range(STEPS):
+        d = wgmma.product(form, wgmma.values(form, a[step]), operand(memory, form, N, mn_major, b, step), d)
+    where = wgmma.d_rows(N)
+    words, registers_on, c_on = on(device, memory, registers, np.ascontiguousarray(c[where]))
     y = devices.empty(c_on.shape, np.float32, c_on)
     kernel = f"golden_wgmma_registers_{form}_{N}_{'m' if mn_major else 'k'}"
     launch(kernel, 1, words, registers_on, c_on, y, tuple(b), 128, int(accumulate))
-    assert_equal(devices.to_numpy(y), want[rows, columns])
+    assert_equal(devices.to_numpy(y), d[where])
+
+
+def operand(memory: np.ndarray, form: str, rows: int, mn_major: bool, at: Operand, step: int) -> np.ndarray:
+    """The numbers (rows, terms) of an operand with a swizzle of 128 bytes."""
+    where = wgmma.addresses(rows, form, mn_major, 128, at.start + step * at.step, at.leading, at.stride)
+    return wgmma.values(form, wgmma.element_bits(memory, form, where))
 
 
 def spread(form: str, kind: str) -> np.ndarray:
@@ -175,11 +117,7 @@ def spread(form: str, kind: str) -> np.ndarray:
     numbers = generator.standard_normal(WORDS * 4 // size_of(form)).astype(np.float32)
     if kind == "wide":
         numbers *= np.exp2(generator.integers(-7 if form == "f16" else -40, 8, numbers.size)).astype(np.float32)
-    if form == "tf32":
-        return numbers.view(np.uint32)
-    if form == "f16":
-        return numbers.astype(np.float16).view(np.uint32)
-    return (numbers.view(np.uint32) >> 16).astype(np.uint16).view(np.uint32)
+    return encoded(form, numbers)
 
 
 @pytest.mark.parametrize("form", ["bf16", "f16", "tf32"])
@@ -188,14 +126,11 @@ def test_arithmetic_bit_by_bit(device, form, kind):
     memory = spread(form, kind)
     a, b = Operand(0, 16, 1024, 32), Operand(8192, 16, 1024, 32)
     generator = np.random.default_rng(3)
-    c = generator.standard_normal((64, 8)).astype(np.float32)
-    c[:32] *= np.exp2(generator.integers(-30, 31, (32, 8))).astype(np.float32)
-    left, right = (
-        wgmma.values(form, operand_bits(memory, form, rows, False, 128, at, 0)) for rows, at in ((64, a), (8, b))
-    )
-    rows, columns = wgmma.d_rows(8)
-    got = run(device, f"{form}_8_kk", memory, np.ascontiguousarray(c[rows, columns]), a, b, 128, 1, True)
-    assert_same_bits(got, np.ascontiguousarray(wgmma.product(form, left, right, c)[rows, columns]))
+    c = generator.standard_normal((128, 4)).astype(np.float32)
+    c[:64] *= np.exp2(generator.integers(-30, 31, (64, 4))).astype(np.float32)
+    kernel = f"{form}_8_kk"
+    got = run(device, kernel, memory, c, a, b, 128, 1, True)
+    assert_same_bits(got, wgmma.run(kernel, memory, c, a, b, 128, 1, 1))
 
 
 def test_store_matrices(device):
@@ -220,12 +155,12 @@ def planted(kernel: str, words: int = 64 * 32) -> np.ndarray:
 @pytest.mark.parametrize("mode", simulator.KERNEL_FLAGS)
 def test_groups_in_flight(mode, schedule):
     x = integers("bf16", 1)
-    want, slices = np.ones((64, 64), np.float32), []
+    slices = []
     for k in range(4):
         at = Operand(32 * k, 16, 1024, 0), Operand(64 * 128 + 32 * k, 16, 1024, 0)
-        left, right = (wgmma.values("bf16", operand_bits(x, "bf16", 64, False, 128, each, 0)) for each in at)
+        left, right = (operand(x, "bf16", 64, False, each, 0) for each in at)
         slices.append(left @ right.T)
-    want = (want + slices[0] + slices[1] + slices[2]) * 2 + slices[3]
+    want = (1 + slices[0] + slices[1] + slices[2]) * 2 + slices[3]
     with simulator.configured(mode=mode, **schedule):
         assert_equal(planted("sound"), want[wgmma.d_rows(64)])
 
@@ -259,6 +194,7 @@ FAULTS = [
     ("a_changed_without_fence", "fast", "changed after the last wgmma_fence"),
     ("overwritten_before_wait", "race", "that is under way reads"),
     ("released_by_one_warp", "race", "that is under way reads|no barrier between"),
+    ("no_proxy_fence", "race", "has made no fence_async_shared since"),
     ("outside_shared", "fast", "an address is not in shared memory"),
 ]
 

@@ -9,6 +9,7 @@
 namespace simulator {
 
 const size_t SHARED_GAP = 64;
+const bool WATCHES_UNITS = true;
 
 void start_launch_checks() {}
 void start_block_checks() {}

@@ -5,6 +5,7 @@
 namespace simulator {
 
 const size_t SHARED_GAP = 0;
+const bool WATCHES_UNITS = false;
 
 void start_launch_checks() {}
 void start_block_checks() {}

@@ -116,6 +116,7 @@ void flush() {
 }  // namespace
 
 const size_t SHARED_GAP = 0;
+const bool WATCHES_UNITS = false;
 
 void start_launch_checks() {
     counters.clear();

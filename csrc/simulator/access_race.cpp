@@ -231,6 +231,7 @@ void require_fences_of_readers(const Cell& cell, const Cell* key, size_t offset,
 }  // namespace
 
 const size_t SHARED_GAP = 64;
+const bool WATCHES_UNITS = true;
 
 void start_launch_checks() {
     shared_cells.assign(ARENA_BYTES * cluster_size(), Cell{});

@@ -126,6 +126,7 @@ std::string thread_name(int number);
 
 // What each build adds: checks of accesses (access_*.cpp).
 extern const size_t SHARED_GAP;  // bytes left free after each array of shared memory
+extern const bool WATCHES_UNITS;  // whether what units read is looked at
 void start_launch_checks();
 void start_block_checks();
 void barrier_checks();

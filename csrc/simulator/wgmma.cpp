@@ -264,6 +264,7 @@ void list_chunks(Pending& operation, const Layout& layout, int first_row, int ro
                 refuse(std::string("the descriptor of ") + operand + " reaches shared address " + std::to_string(address) +
                            ", outside the block's memory",
                        operation.code);
+            if (!WATCHES_UNITS) continue;
             unit_read_issued(block.shared + offset, CHUNK, operation.code);
             operation.chunks.push_back(static_cast<uint32_t>(offset));
         }
@@ -273,7 +274,7 @@ int first_row_of_warp() { return block.current->warp % 4 * ROWS; }
 
 void check_memory(Pending& operation) {
     const WarpgroupProduct& product = operation.product;
-    operation.chunks.reserve(64 + 2 * product.columns);
+    if (WATCHES_UNITS) operation.chunks.reserve(64 + 2 * product.columns);
     if (!product.a_registers)
         list_chunks(operation, decode(product.a, product.a_mn_major, "a", operation.code), first_row_of_warp(), ROWS, "a");
     list_chunks(operation, decode(product.b, product.b_mn_major, "b", operation.code), 0, product.columns, "b");
