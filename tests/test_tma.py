@@ -20,6 +20,7 @@ from tests.check import assert_equal, assert_same_bits
 from tests.kernel_check import assert_sound, on
 
 CASES = golden_tma.cases()
+SOUND = "tma_rank_5", "tma_uint16_swizzle_64", "im2col_last_tap", "tma_store_rank_3", "tma_multicast_1_0110"
 KERNELS = Path(__file__).parent / "kernels"
 
 
@@ -45,7 +46,7 @@ def test_golden(name, device):
     assert_same_bits(golden_tma.run(CASES[name], device), expected(CASES[name]))
 
 
-@pytest.mark.parametrize("name", ["tma_rank_5", "tma_uint16_swizzle_64", "im2col_last_tap", "tma_store_rank_3"])
+@pytest.mark.parametrize("name", SOUND)
 def test_golden_is_sound(name, device):
     assert_sound(lambda: golden_tma.run(CASES[name], device), device)
 
