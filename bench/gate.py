@@ -96,7 +96,7 @@ DOUBLES = ("batch_norm_",)
 INSTRUCTION_BYTES = 16
 FLOATING_POINT = ("FFMA", "FADD", "FMUL", "MUFU", "DFMA", "DADD", "DMUL", "F2F", "I2F", "F2I")
 COUNTED = re.compile(
-    r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|UTMALDG|SYNCS|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
+    r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|STSM|UTMALDG|UTMASTG|SYNCS|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
 )
 
 
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
 def inspect_all() -> tuple[list[dict[str, Any]], list[str]]:
     """(records of all kernels, differences between the two compilers)."""
     files = sorted(sources.folder().glob("*.cu"))  # the library's, whatever else is registered
-    jobs = [(str(file), arch) for file in files for arch in compilers.ARCHITECTURES]
+    jobs = [(str(file), arch) for file in files for arch in compilers.ARCHITECTURES if sources.suits(file, arch)]
     with ThreadPoolExecutor() as pool:
         records = [record for part in pool.map(lambda job: inspect(*job), jobs) for record in part]
         faults = pool.map(lambda job: compare_compilers(*job), (job for job in jobs if job[1] in COMPARED_WITH_NVCC))
