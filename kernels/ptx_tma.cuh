@@ -5,8 +5,8 @@
 // innermost dimension first. Loads may start before the array or reach past it: what is outside arrives as zeros (or
 // NaN), and always the whole box's bytes are counted at the barrier. Stores start inside and leave out what is outside.
 // A swizzle exchanges groups of 16 bytes by the *absolute* shared address, so boxes must start where its pattern does:
-// at multiples of 8 times its width; without a swizzle at multiples of 128. SHARED_BOXES(T, name) is DYNAMIC_SHARED at a
-// multiple of 1024.
+// at multiples of 8 times its width; without a swizzle at multiples of 128. SHARED_BOXES(T, name) is DYNAMIC_SHARED at
+// a multiple of 1024.
 //
 // In front of a store, the threads that wrote the box run fence_async_shared() and then meet at a barrier. Groups of
 // stores belong to the thread that asked for them: it commits, and it waits before the block ends.

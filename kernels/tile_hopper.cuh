@@ -30,22 +30,13 @@ constexpr int PATTERN_BYTES = 8 * LINE_BYTES;      // after which the swizzle re
 constexpr int PIECE_BYTES = GROUP_TILE_ROWS * LINE_BYTES;  // of c, on the way out
 constexpr int PIECES = 2;                                  // buffers of a consumer
 
-template <class Type>
-struct Stored {
-    using type = Type;
-};
-template <>
-struct Stored<Tf32Bits> {
-    using type = float;
-};
-
 template <class Type_, class Output_, int M, int N, int STAGES_, bool A_ROWS, bool B_COLUMNS>
 struct HopperTiling {
     using Type = Type_;
     using Output = Output_;
     static constexpr int TILE_M = M, TILE_N = N, STAGES = STAGES_;
     static constexpr bool LEFT_ROWS = A_ROWS, RIGHT_COLUMNS = B_COLUMNS;  // contiguous, rather than the terms
-    static constexpr int TERMS = LINE_BYTES / sizeof(typename Stored<Type>::type);
+    static constexpr int TERMS = LINE_BYTES / sizeof(Type);
     static constexpr int SLAB = TERMS, SLAB_BYTES = TERMS * LINE_BYTES;  // rows of a slab
     static constexpr int SLICES = LINE_BYTES / SLICE_BYTES;
     static constexpr int RIGHT = M * LINE_BYTES, STAGE = (M + N) * LINE_BYTES;
@@ -57,7 +48,7 @@ struct HopperTiling {
     using Sums = float[N / 2];
     static_assert(M == CONSUMERS * GROUP_TILE_ROWS && N % 64 == 0 && N <= 256, "one wgmma of 64 rows a consumer");
     static_assert(SHARED_BYTES <= 227 * 1024, "what a block may have");
-    static_assert(sizeof(typename Stored<Type>::type) == 2 || !(A_ROWS || B_COLUMNS), "wgmma takes terms side by side");
+    static_assert(sizeof(Type) == 2 || !(A_ROWS || B_COLUMNS), "wgmma takes terms side by side");
 };
 
 // The stages, seen by a producer or a consumer on its way round them.

@@ -12,6 +12,7 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn.launch import compilers
 from gpucnn.launch.sources import Entry, digest, folder, structs, suits
+from gpucnn.launch.tensor_map import TensorMap
 
 STATIC_SHARED_BYTES = 48 << 10  # above this, dynamic shared memory must be asked for
 
@@ -48,7 +49,9 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
 
 
 def _value(argument: Any) -> Any:
-    """An argument as CuPy takes it: a struct by value is a NumPy array of one element, and `Pointers` are a struct."""
+    """An argument as CuPy takes it: a struct (as `Pointers`, or a tensor map) is an array of one element."""
+    if isinstance(argument, TensorMap):
+        return argument.encode()
     if isinstance(argument, np.void):
         return np.asarray(argument)
     if not isinstance(argument, tuple):

@@ -32,7 +32,7 @@ _FIELD = re.compile(r"^\s*([\w ]+?\*?) (\w+(?:\[\w+\])?(?:, \w+(?:\[\w+\])?)*);"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel: `type` is a C scalar, or a struct's name; a pointer points to values of that type."""
+    """One parameter of a kernel: `type` is a C scalar, a struct's name or TENSOR_MAP; a pointer points to such."""
 
     type: str
     name: str
