@@ -1,7 +1,8 @@
 // c[n] = a[n] · b[n] for n < B on Hopper's tensor cores (tile_hopper.cuh): a (B,M,K), b (B,K,N), c (B,M,N), K > 0; then
 // bias and ReLU. c is overwritten. For sm_90a alone.
 //
-// Types: bfloat16 and float16, summed in float32 and stored as they came or in float32; float32, rounded to tf32.
+// Types, a file each: bfloat16 and float16, summed in float32 and stored as they came or in float32; float32, rounded to
+// tf32.
 // Layouts: in a, the terms (k) are contiguous ("n") or the rows are ("t"); in b, the columns ("n") or the terms ("t").
 // tf32 needs both operands' terms contiguous, "nt". c's columns are contiguous.
 //
@@ -9,6 +10,7 @@
 // many rows as the tile has, or, where not the terms are contiguous, by 64 terms. That of c has boxes of 128 bytes × 64
 // rows, and as batches all planes: where the terms are split, gemm_add_splits of gemm.cu adds them in their order, so
 // bits do not depend on timing.
+#pragma once
 #include "tile_hopper.cuh"
 
 // The tiles of two matrices.
@@ -43,16 +45,3 @@ struct MatrixTiles {
         term += Tile::TERMS;
     }
 };
-
-#define GEMM_HOPPER(layout, rows, columns, type, Type, output, Output, M, N, stages)                                \
-    KERNEL(384, 1) gemm_##layout##_hopper_##type##_##output##_##M##x##N(                                             \
-        TENSOR_MAP a, TENSOR_MAP b, TENSOR_MAP c, Output* target, const float* bias, GemmShape shape, int tiles,     \
-        int batches, int mapped) {                                                                                  \
-        using Tile = HopperTiling<Type, Output, M, N, stages, rows, columns>;                                        \
-        hopper_product<Tile>(MatrixTiles<Tile>{a, b, shape}, c, target, bias, shape, tiles, batches, mapped);        \
-    }
-
-GEMM_HOPPER(nn, false, true, bfloat16, bfloat16, bfloat16, bfloat16, 128, 256, 4)
-GEMM_HOPPER(nt, false, false, bfloat16, bfloat16, bfloat16, bfloat16, 128, 256, 4)
-GEMM_HOPPER(tn, true, true, bfloat16, bfloat16, bfloat16, bfloat16, 128, 256, 4)
-GEMM_HOPPER(nt, false, false, tf32, Tf32Bits, float, float, 128, 256, 4)
