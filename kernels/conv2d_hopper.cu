@@ -84,21 +84,52 @@ struct PatchTiles {
     }
 };
 
-#define CONV2D_IMAGES(type, output, Output, M, N, stages)                                                              \
-    KERNEL(384, 1) conv2d_hopper_images_##type##_##output##_##M##x##N(                                                 \
-        TENSOR_MAP images, TENSOR_MAP weights, TENSOR_MAP c, Output* target, const float* bias, GemmShape shape,      \
-        ImageWalk walk, int tiles, int mapped) {                                                                      \
-        using Tile = HopperTiling<type, Output, M, N, stages, false, false>;                                          \
-        hopper_product<Tile>(ImageTiles<Tile>{images, weights, shape, walk}, c, target, bias, shape, tiles, 1, mapped); \
+// gw[k,c,tap] = Σ planes (splits,K,taps,pitch) in their order, of whose pitch the first `channels` count; `count` weights.
+template <class Output>
+__device__ __forceinline__ void add_planes(const float* planes, Output* gw, int splits, int channels, int pitch, int taps,
+                                           int count) {
+    const int64 plane = static_cast<int64>(count / (channels * taps)) * taps * pitch;
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
+        const unsigned tap = i % taps, rest = i / taps, channel = rest % channels, filter = rest / channels;
+        const float* from = planes + (static_cast<int64>(filter) * taps + tap) * pitch + channel;
+        float sum = 0.0f;
+#pragma unroll 4
+        for (int split = 0; split < splits; ++split) sum += from[split * plane];
+        gw[i] = round_to<Output>(sum);
     }
-#define CONV2D_WEIGHTS(type, M, N, stages)                                                                             \
-    KERNEL(384, 1) conv2d_hopper_weights_##type##_##M##x##N(TENSOR_MAP gradients, TENSOR_MAP images, TENSOR_MAP c,     \
-                                                            float* target, GemmShape shape, ImageWalk walk, int tiles, \
-                                                            int mapped) {                                             \
-        using Tile = HopperTiling<type, float, M, N, stages, true, true>;                                             \
-        hopper_product<Tile>(PatchTiles<Tile>{gradients, images, shape, walk}, c, target, nullptr, shape, tiles, 1,   \
-                             mapped);                                                                                 \
+}
+
+#define CONV2D_ADD(output, Output)                                                                                        \
+    KERNEL(256, 4) conv2d_hopper_add_planes_##output(const float* planes, Output* gw, int splits, int channels, int pitch, \
+                                                     int taps, int count) {                                               \
+        add_planes(planes, gw, splits, channels, pitch, taps, count);                                                     \
     }
 
-CONV2D_IMAGES(bfloat16, bfloat16, bfloat16, 128, 128, 6)
+CONV2D_ADD(bfloat16, bfloat16)
+CONV2D_ADD(float16, float16)
+CONV2D_ADD(float, float)
+
+#define CONV2D_IMAGES(type, M, N, stages)                                                                            \
+    KERNEL(384, 1) conv2d_hopper_images_##type##_##M##x##N(TENSOR_MAP images, TENSOR_MAP weights, TENSOR_MAP c,      \
+                                                           type* target, const float* bias, GemmShape shape,         \
+                                                           ImageWalk walk, int tiles, int mapped) {                  \
+        using Tile = HopperTiling<type, type, M, N, stages, false, false>;                                           \
+        hopper_product<Tile>(ImageTiles<Tile>{images, weights, shape, walk}, c, target, bias, shape, tiles, 1,       \
+                             mapped);                                                                                \
+    }
+#define CONV2D_WEIGHTS(type, M, N, stages)                                                                            \
+    KERNEL(384, 1) conv2d_hopper_weights_##type##_##M##x##N(TENSOR_MAP gradients, TENSOR_MAP images, TENSOR_MAP c,    \
+                                                            GemmShape shape, ImageWalk walk, int tiles) {            \
+        using Tile = HopperTiling<type, float, M, N, stages, true, true>;                                            \
+        hopper_product<Tile>(PatchTiles<Tile>{gradients, images, shape, walk}, c, nullptr, nullptr, shape, tiles, 1, \
+                             true);                                                                                  \
+    }
+
+CONV2D_IMAGES(bfloat16, 128, 256, 4)
+CONV2D_IMAGES(bfloat16, 128, 128, 6)
+CONV2D_IMAGES(float16, 128, 256, 4)
+CONV2D_IMAGES(float16, 128, 128, 6)
+CONV2D_WEIGHTS(bfloat16, 128, 256, 4)
 CONV2D_WEIGHTS(bfloat16, 128, 128, 6)
+CONV2D_WEIGHTS(float16, 128, 256, 4)
+CONV2D_WEIGHTS(float16, 128, 128, 6)
