@@ -55,6 +55,10 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for operation in ("forward", "backward_input", "backward_weight", "backward_weight_channels")
         for form in ("tf32", "float32_tensor")
     },
+    **{
+        f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG") for name in ("gemm_nn", "gemm_nt", "gemm_tn", "conv2d")
+    },
+    **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL") for name in ("images", "weights")},
     "winograd4_output": ("STG.E.128",),
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),
     "conv2d_forward_depthwise": ("LDG.E.128", "STG.E.128"),
@@ -238,8 +242,8 @@ def main_loop(listing: list[str]) -> dict[str, int]:
 
 
 def _width(name: str) -> str:
-    """The name with its width, without caching hints: LDG.E.128.CONSTANT → LDG.E.128."""
-    parts = [part for part in name.split(".") if part in ("E", "64", "128") or part == name.split(".")[0]]
+    """The name with its width and kind, without caching hints: LDG.E.128.CONSTANT → LDG.E.128."""
+    parts = [part for part in name.split(".") if part in ("E", "64", "128", "IM2COL") or part == name.split(".")[0]]
     return ".".join(parts)
 
 

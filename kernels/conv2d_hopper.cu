@@ -9,7 +9,7 @@
 //
 // conv2d_hopper_weights: c (filters, columns) = gyᵀ · patches. Terms are pixels, 64 a step; columns are (tap, channels in
 // slabs of 64), so every slab of patches is one copy. Each split has a plane of float32 sums, in which a tap takes whole
-// slabs; conv2d_hopper_add_planes adds them in their order, so bits do not depend on timing.
+// slabs; conv2d_add_padded_planes adds them in their order, so bits do not depend on timing.
 #include "division.cuh"
 #include "tile_hopper.cuh"
 
@@ -100,7 +100,7 @@ __device__ __forceinline__ void add_planes(const float* planes, Output* gw, int 
 }
 
 #define CONV2D_ADD(output, Output)                                                                                        \
-    KERNEL(256, 4) conv2d_hopper_add_planes_##output(const float* planes, Output* gw, int splits, int channels, int pitch, \
+    KERNEL(256, 4) conv2d_add_padded_planes_##output(const float* planes, Output* gw, int splits, int channels, int pitch, \
                                                      int taps, int count) {                                               \
         add_planes(planes, gw, splits, channels, pitch, taps, count);                                                     \
     }

@@ -106,8 +106,8 @@ template <class Tile, bool ROWS>
 __device__ __forceinline__ uint64_t operand(const unsigned char* tile) {
     return matrix_descriptor<LINE_BYTES>(tile, ROWS ? Tile::SLAB_BYTES : 16, PATTERN_BYTES);
 }
-// The same so many bytes further on.
-__device__ __forceinline__ uint64_t further(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
+// The same so many bytes further on, a multiple of 16.
+__device__ __forceinline__ uint64_t further(uint64_t descriptor, unsigned bytes) { return descriptor + bytes / 16; }
 
 // All products of a tile's steps. A stage is given back when the products of the one after it have been begun.
 template <class Tile>
@@ -118,12 +118,13 @@ __device__ __forceinline__ void multiply_tile(Ring<Tile>& ring, int steps, int g
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
         barrier_wait(ring.full(ring.stage), ring.parity);
-        const int stage = ring.stage * Tile::STAGE;
+        const uint64_t stage_left = further(left, ring.stage * Tile::STAGE);
+        const uint64_t stage_right = further(right, ring.stage * Tile::STAGE);
         wgmma_fence();
 #pragma unroll
         for (int slice = 0; slice < Tile::SLICES; ++slice)
             wgmma<typename Tile::Type, Tile::TILE_N, Tile::LEFT_ROWS, Tile::RIGHT_COLUMNS>(
-                sums, further(left, stage + slice * Tile::LEFT_SLICE), further(right, stage + slice * Tile::RIGHT_SLICE),
+                sums, further(stage_left, slice * Tile::LEFT_SLICE), further(stage_right, slice * Tile::RIGHT_SLICE),
                 step > 0 || slice > 0);
         wgmma_commit();
         wgmma_wait<1>();
@@ -131,6 +132,7 @@ __device__ __forceinline__ void multiply_tile(Ring<Tile>& ring, int steps, int g
         ring.next();
     }
     wgmma_wait<0>();
+    wgmma_hold(sums);
     if (leads) barrier_arrive(ring.empty(ring.previous()));
 }
 
@@ -183,8 +185,8 @@ struct Epilogue {
                         registers[2 * i + half] = pack<Output>(values.x, values.y);
                     }
                 }
-                store_matrices<4, false>(registers,
-                                         piece + swizzle<LINE_BYTES>(line * LINE_BYTES + (block + lane / 16) * 16));
+                store_matrices<4, false>(piece + swizzle<LINE_BYTES>(line * LINE_BYTES + (block + lane / 16) * 16),
+                                         registers);
             }
         } else {
 #pragma unroll

@@ -134,4 +134,4 @@ def backward_weight(
     launch(f"conv2d_hopper_weights_{x.dtype.name}_{chosen.name}", min(tiles, multiprocessors), g_map, x_map, c_map,
            product, _walk("backward_weight", shape, shape.C), tiles, shared_bytes=chosen.shared_bytes)  # fmt: skip
     sizes = splits, shape.C, slabs * SLAB, taps, math.prod(shape.weight)
-    launch(f"conv2d_hopper_add_planes_{OUTPUTS[gw.dtype.name]}", grid_for(gw.size), sums, gw, *sizes)
+    launch(f"conv2d_add_padded_planes_{OUTPUTS[gw.dtype.name]}", grid_for(gw.size), sums, gw, *sizes)
