@@ -19,6 +19,7 @@ void copy_issued(const AsyncCopy& copy) {
 }
 void copy_completed(const AsyncCopy&) {}
 void count_flops(int) {}
+void count_copy(const std::vector<Span>&, bool, size_t, const void*) {}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (block.current) check_bounds(find_target(address, bytes, writes), address, bytes, writes, code);

@@ -135,6 +135,30 @@ void copy_issued(const AsyncCopy& copy) {
 }
 void copy_completed(const AsyncCopy&) {}
 
+// Requests of no warp: shared memory takes 128 bytes at a time, global memory sectors.
+void count_copy(const std::vector<Span>& global, bool writes_global, size_t shared_bytes, const void* code) {
+    Counters& shared = counters[code];
+    shared.space = Space::SHARED;
+    shared.writes = !writes_global;
+    ++shared.requests;
+    shared.bytes += shared_bytes;
+    shared.units += (shared_bytes + 127) / 128;
+    shared.least += (shared_bytes + 127) / 128;
+    Request request{Space::GLOBAL, writes_global, {}};
+    size_t bytes = 0;
+    for (const Span& span : global) {
+        request.lanes.push_back({0, span.begin, span.bytes});
+        bytes += span.bytes;
+    }
+    Counters& counter = counters[static_cast<const char*>(code) - 1];
+    counter.space = Space::GLOBAL;
+    counter.writes = writes_global;
+    ++counter.requests;
+    counter.bytes += bytes;
+    counter.units += count_sectors(request);
+    counter.least += (bytes + 31) / 32;
+}
+
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (!block.current) return;
     const Target target = find_target(address, bytes, writes);

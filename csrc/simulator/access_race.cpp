@@ -117,6 +117,7 @@ void start_block_checks() {}
 void barrier_checks() {}
 void finish_block_checks() {}
 void count_flops(int) {}
+void count_copy(const std::vector<Span>&, bool, size_t, const void*) {}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (!block.current || !bytes) return;

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "tma.hpp"
+
 namespace simulator {
 
 uint3 thread_index, block_index;
@@ -67,7 +69,10 @@ int next_ready(int from) {
 }
 
 __attribute__((noinline)) void search_another() {
-    const int me = block.current->number, next = next_ready(me);
+    const int me = block.current->number;
+    if (has_box_copies() && block.launch->order == RANDOM && next_random() % 8 == 0) complete_box_copy(next_random());
+    int next = next_ready(me);
+    while (next < 0 && has_box_copies() && complete_box_copy(next_random())) next = next_ready(me);
     if (next < 0) {
         if (block.alive) fail_deadlock();
         leave_to_scheduler(block.contexts[me]);
@@ -90,7 +95,7 @@ void thread_body() {
     Thread& me = *block.current;
     copy_async_wait(0);
     my_state() = State::DONE;
-    --block.alive;
+    if (--block.alive == 0) finish_box_copies();
     Warp& warp = block.warps[me.warp];
     warp.alive &= ~(1u << me.lane);
     for (int i = 0; i < warp.count; ++i)
@@ -132,6 +137,7 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     block.arena_used = block.shared_bytes = 0;
     block.sites.clear();
     prepare_threads();
+    start_box_copies();
     start_block_checks();
     enter(std::max(0, next_ready(block.thread_count - 1)));
     switch_to(block.scheduler, block.contexts[block.current->number]);

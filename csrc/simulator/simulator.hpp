@@ -81,6 +81,13 @@ void count_flops(int count);
 // mma.sync, by all lanes of a warp: d (16,8) += a (16,terms) · b (terms,8), each lane with its registers of the matrices.
 enum class Format { TF32, BF16, F16 };
 void multiply_matrices(Format format, int terms, const uint32_t* a, const uint32_t* b, float* d, Place place);
+// TMA: a box of `map` to shared memory, counted at `barrier`, or with offsets by im2col; to the blocks of a cluster in
+// `blocks`, or to the own one if it is 0. And from shared memory, in groups of each thread.
+void tma_load(void* shared, const void* map, void* barrier, int rank, const int* at, const int* offsets, unsigned blocks);
+void tma_store(const void* map, const void* shared, int rank, const int* at);
+void tma_store_commit();
+void tma_store_wait(int groups_in_flight, bool read_only);
+
 // ldmatrix: every lane brings a row of eight halves and gets its element pairs of up to four 8×8 matrices.
 void exchange_matrix_rows(const uint32_t* row, uint32_t* result, int matrices, bool transposed, Place place);
 

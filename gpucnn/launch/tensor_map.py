@@ -44,7 +44,7 @@ class TensorMap:
     Raises ValueError for what the hardware has no encoding of, naming the value and the rule.
     """
 
-    array: Any
+    array: Any = field(repr=False)
     dims: tuple[int, ...]
     strides: tuple[int, ...]
     element_strides: tuple[int, ...]
