@@ -56,7 +56,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for form in ("tf32", "float32_tensor")
     },
     **{
-        f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG") for name in ("gemm_nn", "gemm_nt", "gemm_tn", "conv2d")
+        f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG")
+        for name in ("gemm_nn", "gemm_nt", "gemm_tn", "conv2d")
     },
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL") for name in ("images", "weights")},
     "winograd4_output": ("STG.E.128",),

@@ -76,7 +76,16 @@ def shape_of(N, C, H, W, K, R, S, **options) -> ConvShape:
 def test_deep_products_and_tails(device, operation, tile):
     """Every stage is used more than twice; pixels end inside a tile, and channels inside a slab of 64."""
     shape = shape_of(2, 72, 9, 10, 136, 3, 3, padding=1)
-    run(device, operation, shape, "bfloat16" if tile == "128x128" else "float16", tile=tile, blocks=2, bias=True, relu=True)
+    run(
+        device,
+        operation,
+        shape,
+        "bfloat16" if tile == "128x128" else "float16",
+        tile=tile,
+        blocks=2,
+        bias=True,
+        relu=True,
+    )
 
 
 @pytest.mark.parametrize("operation", PASSES)
@@ -101,7 +110,12 @@ def test_random_shapes(device, size, filters, window, stride, padding, dilation,
         return
     stride = (1, 1) if operation == "backward_input" else stride
     N, C, H, W = size
-    run(device, operation, shape_of(N, C, H, W, filters, *window, stride=stride, padding=padding, dilation=dilation), kind)
+    run(
+        device,
+        operation,
+        shape_of(N, C, H, W, filters, *window, stride=stride, padding=padding, dilation=dilation),
+        kind,
+    )
 
 
 def test_filters_that_no_map_has(device):

@@ -57,7 +57,9 @@ def integers(shape, kind="bfloat16", layout="nt", out=None, axis=None, relu=Fals
         want = want + (bias[:, None] if axis == "row" else bias)
     want = np.maximum(want, 0) if relu else want
     dtype = DTYPES[out or kind]
-    got = product(device, *(x.astype(DTYPES[kind]) for x in (a, b)), layout, out, bias, axis or "column", relu, form, pitch)
+    got = product(
+        device, *(x.astype(DTYPES[kind]) for x in (a, b)), layout, out, bias, axis or "column", relu, form, pitch
+    )
     assert got.dtype == dtype
     assert_equal(got, want.astype(np.float32).astype(dtype))
     return got

@@ -190,7 +190,9 @@ def jobs(architectures: Sequence[str]) -> int:
 
 def _pairs(architectures: Sequence[str]) -> list[tuple[str, str]]:
     """Every file of kernels with every architecture that it is meant for."""
-    return [(str(file), architecture) for file in files() for architecture in architectures if suits(file, architecture)]
+    return [
+        (str(file), architecture) for file in files() for architecture in architectures if suits(file, architecture)
+    ]
 
 
 def build(architectures: Sequence[str], compiler: str) -> Iterator[dict[str, Any]]:

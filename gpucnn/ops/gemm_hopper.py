@@ -127,8 +127,11 @@ def multiply(
     plane = B * M * N
     shape = (M, N, K, splits, terms, per_row, relu and unfinished, 0, a_batch, 0, b_batch, *strides, plane)
     mapped = maps(target, 2)
-    c_map = tensor_map.tiled(target, (LINE_BYTES // target.itemsize, GROUP_ROWS, 1), LINE_BYTES, stores=True)\
-        if mapped else a_map
+    c_map = (
+        tensor_map.tiled(target, (LINE_BYTES // target.itemsize, GROUP_ROWS, 1), LINE_BYTES, stores=True)
+        if mapped
+        else a_map
+    )
     tiles = B * -(-M // tile.M) * -(-N // tile.N) * splits
     name = f"gemm_{layout}_hopper_{TYPES[a.dtype.name]}_{OUTPUTS[target.dtype.name]}_{tile.name}"
     launch(name, min(tiles, blocks or multiprocessors), a_map, b_map, c_map, None if mapped else Strided(target),
