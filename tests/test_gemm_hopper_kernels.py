@@ -1,4 +1,4 @@
-"""Matrix products on Hopper's tensor cores: exact on small integers in every type, layout and tile; soundness; errors."""
+"""Matrix products on Hopper's tensor cores: exact on small integers in all types, layouts and tiles; soundness; errors."""
 
 from __future__ import annotations
 

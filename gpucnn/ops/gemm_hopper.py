@@ -47,7 +47,7 @@ TILES = (HopperTile(128, 256, 4, 1280), HopperTile(128, 128, 6, 700))
 
 @cache
 def choose(M: int, N: int, K: int, B: int, multiprocessors: int, step: int) -> tuple[HopperTile, int]:
-    """(tile, splits) of the product of B matrices M×K and K×N, by the estimated clocks of the busiest multiprocessor."""
+    """(tile, splits) of B products of M×K and K×N, by the estimated clocks of the busiest multiprocessor."""
     candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
 
