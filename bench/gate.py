@@ -2,8 +2,8 @@
 
     python -m gpucnn.bench.gate [--update] [--out build/gate.json]
 
-It needs no GPU. It fails where code spills registers or uses local memory, where an instruction that a kernel is built
-around is missing, where multiply-adds are too small a share of a main loop, where NVRTC and nvcc of one version compute
+It needs no GPU. It fails where code spills registers or uses local memory, where the compiler adds waits to a pipeline of
+wgmma, where an instruction that a kernel is built around is missing, where multiply-adds are too small a share of a main loop, where NVRTC and nvcc of one version compute
 differently, and where registers or shared memory differ from the table bench/gate.json, which --update writes anew.
 """
 
@@ -138,6 +138,7 @@ def inspect(file: str, architecture: str) -> list[dict[str, Any]]:
     """One record a kernel: what it takes of registers and memory, its instructions of interest, and its main loop's."""
     code, log = compilers.cubin(file, architecture, "nvrtc")
     usage, spills, listing = resource_usage(code), spilled_bytes(log), disassemble(code)
+    remarks = pipeline_remarks(log)
     return [
         {
             "kernel": kernel,
@@ -148,6 +149,7 @@ def inspect(file: str, architecture: str) -> list[dict[str, Any]]:
             "local_bytes": local,
             "instructions": count_instructions(listing[kernel]),
             "main_loop": main_loop(listing[kernel]),
+            "remarks": remarks.get(kernel, []),
         }
         for kernel, (registers, shared, local) in usage.items()
     ]
@@ -201,6 +203,15 @@ def spilled_bytes(log: str) -> dict[str, int]:
     return {kernel: int(stores) + int(loads) for kernel, stores, loads in found}
 
 
+def pipeline_remarks(log: str) -> dict[str, list[str]]:
+    """kernel → what ptxas says of wgmma and setmaxnreg that it does not translate as they stand, C7505 to C7520: it waits
+    where the source does not, or ignores the number of registers. The compilers call that information."""
+    found: dict[str, list[str]] = {}
+    for text, kernel in re.findall(r"(\(C75\d\d\)[^\n]*?)(?: in function '(\w+)'|\n|$)", log):
+        found.setdefault(kernel, []).append(text)
+    return found
+
+
 def disassemble(code: bytes) -> dict[str, list[str]]:
     """kernel → its machine instructions, as text without addresses and encodings."""
     listing: dict[str, list[str]] = {}
@@ -252,6 +263,7 @@ def record_faults(record: dict[str, Any]) -> list[str]:
     """What is wrong with one kernel, whatever the table says."""
     where, instructions = f"{record['kernel']}, {record['arch']}", record["instructions"]
     faults = [f"{where}: {name} is {record[name]}" for name in ("spill_bytes", "local_bytes") if record[name]]
+    faults += [f"{where}: {remark}" for remark in record.get("remarks", [])]
     unwanted = ("LDL", "STL") if record["kernel"].startswith(DOUBLES) else ("LDL", "STL", "DFMA", "DMUL")
     faults += [f"{where}: {instructions[name]} {name}" for name in instructions if name.startswith(unwanted)]
     if record["arch"] == "sm_75":
