@@ -2,9 +2,10 @@
 
     python -m gpucnn.bench.gate [--update] [--out build/gate.json]
 
-It needs no GPU. It fails where code spills registers or uses local memory, where the compiler adds waits to a pipeline of
-wgmma, where an instruction that a kernel is built around is missing, where multiply-adds are too small a share of a main loop, where NVRTC and nvcc of one version compute
-differently, and where registers or shared memory differ from the table bench/gate.json, which --update writes anew.
+It needs no GPU. It fails where code spills registers or uses local memory, where the compiler adds waits to a pipeline
+of wgmma, where an instruction that a kernel is built around is missing, where multiply-adds are too small a share of a
+main loop, where NVRTC and nvcc of one version compute differently, and where registers or shared memory differ from the
+table bench/gate.json, which --update writes anew.
 """
 
 from __future__ import annotations
@@ -204,8 +205,10 @@ def spilled_bytes(log: str) -> dict[str, int]:
 
 
 def pipeline_remarks(log: str) -> dict[str, list[str]]:
-    """kernel → what ptxas says of wgmma and setmaxnreg that it does not translate as they stand, C7505 to C7520: it waits
-    where the source does not, or ignores the number of registers. The compilers call that information."""
+    """kernel → what ptxas says of wgmma and setmaxnreg that it does not translate as they stand, C7505 to C7520.
+
+    It waits where the source does not, or ignores the number of registers. The compilers call that information.
+    """
     found: dict[str, list[str]] = {}
     for text, kernel in re.findall(r"(\(C75\d\d\)[^\n]*?)(?: in function '(\w+)'|\n|$)", log):
         found.setdefault(kernel, []).append(text)

@@ -110,8 +110,8 @@ def test_spills_are_read():
 
 def test_waits_that_the_compiler_adds_are_a_fault():
     log = (
-        "ptxas info    : (C7517) warpgroup.wait is injected in around line 74 by compiler to allow use of registers defined "
-        "by GMMA in function 'x'\nptxas info    : Used 90 registers\n"
+        "ptxas info    : (C7517) warpgroup.wait is injected in around line 74 by compiler to allow use of registers "
+        "defined by GMMA in function 'x'\nptxas info    : Used 90 registers\n"
     )
     (remark,) = gate.pipeline_remarks(log)["x"]
     record = {
