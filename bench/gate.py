@@ -56,11 +56,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for operation in ("forward", "backward_input", "backward_weight", "backward_weight_channels")
         for form in ("tf32", "float32_tensor")
     },
-    **{
-        f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG")
-        for name in ("gemm_nn", "gemm_nt", "gemm_tn", "conv2d")
-    },
-    **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL") for name in ("images", "weights")},
+    **{f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG") for name in ("gemm_nn", "gemm_nt", "gemm_tn")},
+    **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
     "winograd4_output": ("STG.E.128",),
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),
     "conv2d_forward_depthwise": ("LDG.E.128", "STG.E.128"),

@@ -6,10 +6,11 @@
 // Weights are packed (filter, tap, channel), a dimension each, so channels past the last are zeros in both operands.
 // - forward: images x and the weights (K,R,S,C)
 // - backward_input, stride 1: images gy, whose windows are those of the filter turned round, and weights (C,R,S,K)
+// Then bias, residual (of c's type and strides, or null) and ReLU.
 //
 // conv2d_hopper_weights: c (filters, columns) = gyᵀ · patches. Terms are pixels, 64 a step; columns are (tap, channels in
 // slabs of 64), so every slab of patches is one copy. Each split has a plane of float32 sums, in which a tap takes whole
-// slabs; conv2d_add_padded_planes adds them in their order, so bits do not depend on timing.
+// slabs; conv2d_hopper_add adds them in their order, so bits do not depend on timing.
 #include "division.cuh"
 #include "tile_hopper.cuh"
 
@@ -100,29 +101,52 @@ __device__ __forceinline__ void add_planes(const float* planes, Output* gw, int 
 }
 
 #define CONV2D_ADD(output, Output)                                                                                        \
-    KERNEL(256, 4) conv2d_add_padded_planes_##output(const float* planes, Output* gw, int splits, int channels, int pitch, \
+    KERNEL(256, 4) conv2d_hopper_add_##output(const float* planes, Output* gw, int splits, int channels, int pitch, \
                                                      int taps, int count) {                                               \
         add_planes(planes, gw, splits, channels, pitch, taps, count);                                                     \
     }
 
 CONV2D_ADD(bfloat16, bfloat16)
 CONV2D_ADD(float16, float16)
-CONV2D_ADD(float, float)
+CONV2D_ADD(float32, float)
 
-#define CONV2D_IMAGES(type, M, N, stages)                                                                            \
-    KERNEL(384, 1) conv2d_hopper_images_##type##_##M##x##N(TENSOR_MAP images, TENSOR_MAP weights, TENSOR_MAP c,      \
-                                                           type* target, const float* bias, GemmShape shape,         \
-                                                           ImageWalk walk, int tiles, int mapped) {                  \
-        using Tile = HopperTiling<type, type, M, N, stages, false, false>;                                           \
-        hopper_product<Tile>(ImageTiles<Tile>{images, weights, shape, walk}, c, target, bias, shape, tiles, 1,       \
-                             mapped);                                                                                \
+// packed[f,tap,c] = weights[f,c,tap] by strides, for taps in their order or, `turned`, from the last on; `count` weights.
+template <class Source, class Type>
+__device__ __forceinline__ void pack_weights(const Source* weights, Type* packed, int channels, int taps,
+                                             int64 filter_stride, int64 channel_stride, int turned, int count) {
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
+        const unsigned channel = i % channels, rest = i / channels, tap = rest % taps, filter = rest / taps;
+        const int64 from = filter * filter_stride + channel * channel_stride + (turned ? taps - 1 - tap : tap);
+        packed[i] = round_to<Type>(to_float(weights[from]));
+    }
+}
+
+#define CONV2D_PACK(source, Source, type)                                                                              \
+    KERNEL(256, 4) conv2d_hopper_pack_##source##_##type(const Source* weights, type* packed, int channels, int taps,   \
+                                                        int64 filter_stride, int64 channel_stride, int turned,         \
+                                                        int count) {                                                   \
+        pack_weights(weights, packed, channels, taps, filter_stride, channel_stride, turned, count);                   \
+    }
+
+CONV2D_PACK(float32, float, bfloat16)
+CONV2D_PACK(float32, float, float16)
+CONV2D_PACK(bfloat16, bfloat16, bfloat16)
+CONV2D_PACK(float16, float16, float16)
+
+#define CONV2D_IMAGES(type, M, N, stages)                                                                             \
+    KERNEL(384, 1) conv2d_hopper_images_##type##_##M##x##N(                                                           \
+        TENSOR_MAP images, TENSOR_MAP weights, TENSOR_MAP c, type* target, const float* bias, const type* residual,   \
+        GemmShape shape, ImageWalk walk, int tiles, int mapped) {                                                     \
+        using Tile = HopperTiling<type, type, M, N, stages, false, false>;                                            \
+        hopper_product<Tile>(ImageTiles<Tile>{images, weights, shape, walk}, c, target, bias, residual, shape, tiles, \
+                             1, mapped);                                                                              \
     }
 #define CONV2D_WEIGHTS(type, M, N, stages)                                                                            \
     KERNEL(384, 1) conv2d_hopper_weights_##type##_##M##x##N(TENSOR_MAP gradients, TENSOR_MAP images, TENSOR_MAP c,    \
                                                             GemmShape shape, ImageWalk walk, int tiles) {            \
         using Tile = HopperTiling<type, float, M, N, stages, true, true>;                                            \
-        hopper_product<Tile>(PatchTiles<Tile>{gradients, images, shape, walk}, c, nullptr, nullptr, shape, tiles, 1, \
-                             true);                                                                                  \
+        hopper_product<Tile>(PatchTiles<Tile>{gradients, images, shape, walk}, c, nullptr, nullptr, nullptr, shape,  \
+                             tiles, 1, true);                                                                        \
     }
 
 CONV2D_IMAGES(bfloat16, 128, 256, 4)

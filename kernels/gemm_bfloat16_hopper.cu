@@ -6,7 +6,8 @@
         TENSOR_MAP a, TENSOR_MAP b, TENSOR_MAP c, Output* target, const float* bias, GemmShape shape, int tiles,     \
         int batches, int mapped) {                                                                                  \
         using Tile = HopperTiling<bfloat16, Output, M, N, stages, rows, columns>;                                    \
-        hopper_product<Tile>(MatrixTiles<Tile>{a, b, shape}, c, target, bias, shape, tiles, batches, mapped);        \
+        hopper_product<Tile>(MatrixTiles<Tile>{a, b, shape}, c, target, bias, nullptr, shape, tiles, batches,      \
+                             mapped);                                                                                \
     }
 
 GEMM_HOPPER(nn, false, true, bfloat16, bfloat16, 128, 256, 4)

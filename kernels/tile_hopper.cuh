@@ -143,11 +143,14 @@ struct Epilogue {
     using Output = typename Tile::Output;
     const GemmShape& shape;
     const float* column_bias;
+    const Output* residual;  // of c's strides, or null
     int row, column, lane_row, lane_column;
     float row_bias[2];
 
-    __device__ __forceinline__ Epilogue(const GemmShape& product, const float* bias, int first_row, int first_column)
-        : shape(product), column_bias(shape.bias_per_row ? nullptr : bias), row(first_row), column(first_column) {
+    __device__ __forceinline__ Epilogue(const GemmShape& product, const float* bias, const Output* addend, int first_row,
+                                        int first_column)
+        : shape(product), column_bias(shape.bias_per_row ? nullptr : bias), residual(addend), row(first_row),
+          column(first_column) {
         const int lane = threadIdx.x % WARP_SIZE;
         lane_row = threadIdx.x % WARPGROUP / WARP_SIZE * 16 + lane / 4;
         lane_column = lane % 4 * 2;
@@ -164,8 +167,14 @@ struct Epilogue {
                            column_bias && n + 1 < shape.N ? column_bias[n + 1] : 0.0f);
     }
     __device__ __forceinline__ float2 pair(const typename Tile::Sums& sums, int block, int half, float2 bias) const {
-        const float first = sums[4 * block + 2 * half] + row_bias[half] + bias.x;
-        const float second = sums[4 * block + 2 * half + 1] + row_bias[half] + bias.y;
+        float first = sums[4 * block + 2 * half] + row_bias[half] + bias.x;
+        float second = sums[4 * block + 2 * half + 1] + row_bias[half] + bias.y;
+        if (residual) {
+            const int m = row + lane_row + 8 * half, n = column + 8 * block + lane_column;
+            const Output* from = residual + m * shape.c_stride + n;
+            if (m < shape.M && n < shape.N) first += to_float(from[0]);
+            if (m < shape.M && n + 1 < shape.N) second += to_float(from[1]);
+        }
         return make_float2(finish(first, shape.relu), finish(second, shape.relu));
     }
 
@@ -245,14 +254,15 @@ __device__ __forceinline__ void store_pieces(const Epilogue<Tile>& epilogue, con
 // Consumer number `group`. c: by the map if `mapped`, else at `target`; both with planes of splits outermost, then batches.
 template <class Tile>
 __device__ __forceinline__ void consume(Ring<Tile> ring, int group, const TensorMap& c, typename Tile::Output* target,
-                                        const float* bias, const GemmShape& shape, int tiles, int batches, bool mapped) {
+                                        const float* bias, const typename Tile::Output* residual, const GemmShape& shape,
+                                        int tiles, int batches, bool mapped) {
     unsigned char* buffers = ring.tiles + Tile::OUT + group * PIECES * PIECE_BYTES;
     int turn = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const Position at = block_position<Tile::TILE_M, Tile::TILE_N>(shape, tile);
         typename Tile::Sums sums;
         multiply_tile<Tile>(ring, steps_at<Tile>(shape, at), group, sums);
-        const Epilogue<Tile> epilogue(shape, bias, at.row + group * GROUP_TILE_ROWS, at.column);
+        const Epilogue<Tile> epilogue(shape, bias, residual, at.row + group * GROUP_TILE_ROWS, at.column);
         if (mapped) {
             store_pieces<Tile>(epilogue, sums, group, buffers, c, at.split * batches + at.batch, turn);
         } else {
@@ -265,8 +275,8 @@ __device__ __forceinline__ void consume(Ring<Tile> ring, int group, const Tensor
 // A block of a launch that computes `tiles` tiles in all.
 template <class Tile, class Load>
 __device__ __forceinline__ void hopper_product(Load load, const TensorMap& c, typename Tile::Output* target,
-                                               const float* bias, const GemmShape& shape, int tiles, int batches,
-                                               bool mapped) {
+                                               const float* bias, const typename Tile::Output* residual,
+                                               const GemmShape& shape, int tiles, int batches, bool mapped) {
     SHARED_BOXES(unsigned char, shared);
     const Ring<Tile> ring(shared);
     if (threadIdx.x == 0) ring.init();
@@ -277,6 +287,6 @@ __device__ __forceinline__ void hopper_product(Load load, const TensorMap& c, ty
         if (threadIdx.x == 0) produce<Tile>(load, ring, shape, tiles);
     } else {
         take_registers<232>();
-        consume<Tile>(ring, group - 1, c, target, bias, shape, tiles, batches, mapped);
+        consume<Tile>(ring, group - 1, c, target, bias, residual, shape, tiles, batches, mapped);
     }
 }

@@ -35,27 +35,34 @@ def output(size, kind: str, like):
     return devices.empty((N, H, W, C), DTYPES[kind], like).transpose(0, 3, 1, 2)
 
 
-def run(device, operation: str, shape: ConvShape, kind: str = "bfloat16", out: str | None = None, tile: str = "128x128",
-        blocks: int = 132, planes: int = 64, bias: bool = False, relu: bool = False):  # fmt: skip
+def run(
+    device, operation: str, shape: ConvShape, kind: str = "bfloat16", out: str | None = None, tile: str = "128x128",
+    blocks: int = 132, planes: int = 64, bias: bool = False, relu: bool = False, residual: bool = False,
+    masters: bool = False,
+):  # fmt: skip
     """The pass of small integers, compared with the sums of the CPU in float64, rounded once."""
     rng = np.random.default_rng(sum(shape[:9]))
     x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
+    stored = np.float32 if masters else DTYPES[kind]
     added = rng.integers(-9, 10, shape.K).astype(np.float64) if bias else None
     if operation == "forward":
         want = conv.conv2d_forward(x, w, added, shape)
+        addend = rng.integers(-5, 6, shape.y).astype(np.float64) if residual else None
+        want = want + addend if residual else want
         want = np.maximum(want, 0) if relu else want
         read, other = images(x, kind, device), None
         other = output(shape.y, kind, read)
         assert conv_hopper.takes(operation, shape, read, other)
-        weight, offset = on(device, w.astype(DTYPES[kind]), None if added is None else added.astype(np.float32))
-        conv_hopper.forward(read, weight, offset, other, shape, relu, blocks, tile)
+        weight, offset = on(device, w.astype(stored), None if added is None else added.astype(np.float32))
+        moved = images(addend, kind, device) if residual else None
+        conv_hopper.forward(read, weight, offset, moved, other, shape, relu, blocks, tile)
         got = other
     elif operation == "backward_input":
         want = conv.conv2d_backward_input(gy, w, shape)
         read = images(gy, kind, device)
         got = output(shape.x, kind, read)
         assert conv_hopper.takes(operation, shape, read, got)
-        conv_hopper.backward_input(read, *on(device, w.astype(DTYPES[kind])), got, shape, blocks, tile)
+        conv_hopper.backward_input(read, *on(device, w.astype(stored)), got, shape, blocks, tile)
     else:
         want = conv.conv2d_backward_weight(x, gy, shape)
         read, other = images(x, kind, device), images(gy, kind, device)
@@ -120,7 +127,13 @@ def test_random_shapes(device, size, filters, window, stride, padding, dilation,
 
 def test_filters_that_no_map_has(device):
     """Rows of y that do not begin at 16 bytes are stored thread by thread."""
-    run(device, "forward", shape_of(2, 16, 7, 8, 13, 3, 3, padding=1), bias=True, relu=True)
+    run(device, "forward", shape_of(2, 16, 7, 8, 13, 3, 3, padding=1), bias=True, relu=True, residual=True)
+
+
+def test_residual_and_float32_weights(device):
+    shape = shape_of(2, 16, 7, 8, 40, 3, 3, padding=1)
+    run(device, "forward", shape, "float16", bias=True, relu=True, residual=True, masters=True)
+    run(device, "backward_input", shape, masters=True)
 
 
 @pytest.mark.parametrize("out", ["bfloat16", "float32"])

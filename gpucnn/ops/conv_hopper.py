@@ -14,7 +14,7 @@ from gpucnn import device as devices
 from gpucnn.launch import grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
 from gpucnn.ops import gemm_hopper
-from gpucnn.ops.gemm_hopper import GROUP_ROWS, LINE_BYTES, OUTPUTS, TILES, HopperTile
+from gpucnn.ops.gemm_hopper import GROUP_ROWS, LINE_BYTES, TILES, HopperTile
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
@@ -79,25 +79,36 @@ def _product(rows: int, columns: int, terms: int, splits: int, multiprocessors: 
 
 
 def forward(
-    x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool, multiprocessors: int, tile: str | None = None
-) -> None:
-    """y (N,K,P,Q), channels-last, overwritten; weight (K,C,R,S) and bias (K,), float32 or None."""
-    packed = devices.contiguous(weight.transpose(0, 2, 3, 1)).reshape(shape.K, shape.R * shape.S, shape.C)
-    _multiply("forward", x, packed, bias, y, shape, relu, multiprocessors, tile)
+    x: Any, weight: Any, bias: Any, residual: Any, y: Any, shape: ConvShape, relu: bool, multiprocessors: int,
+    tile: str | None = None,
+) -> None:  # fmt: skip
+    """y (N,K,P,Q), overwritten with the convolution + bias + residual, then ReLU if `relu`.
+
+    y and residual are channels-last; weight (K,C,R,S) is contiguous and of x's dtype or float32, bias (K,) is float32.
+    """
+    packed = devices.empty((shape.K, shape.R * shape.S, shape.C), x.dtype, x)
+    _pack(weight, packed, (shape.C * shape.R * shape.S, shape.R * shape.S), False)
+    _multiply("forward", x, packed, bias, residual, y, shape, relu, multiprocessors, tile)
 
 
 def backward_input(
     gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int, tile: str | None = None
 ) -> None:
-    """gx (N,C,H,W), channels-last, overwritten, of a convolution of stride 1."""
-    turned = weight[:, :, ::-1, ::-1].transpose(1, 2, 3, 0)
-    packed = devices.contiguous(turned).reshape(shape.C, shape.R * shape.S, shape.K)
-    _multiply("backward_input", gy, packed, None, gx, shape, False, multiprocessors, tile)
+    """gx (N,C,H,W), channels-last, overwritten, of a convolution of stride 1; weight as in `forward`."""
+    packed = devices.empty((shape.C, shape.R * shape.S, shape.K), gy.dtype, gy)
+    _pack(weight, packed, (shape.R * shape.S, shape.C * shape.R * shape.S), True)
+    _multiply("backward_input", gy, packed, None, None, gx, shape, False, multiprocessors, tile)
+
+
+def _pack(weight: Any, packed: Any, strides: tuple[int, int], turned: bool) -> None:
+    name = f"conv2d_hopper_pack_{weight.dtype.name}_{packed.dtype.name}"
+    _, taps, channels = packed.shape
+    launch(name, grid_for(packed.size), weight, packed, channels, taps, *strides, int(turned), packed.size)
 
 
 def _multiply(
-    operation: str, images: Any, packed: Any, bias: Any, out: Any, shape: ConvShape, relu: bool, multiprocessors: int,
-    form: str | None,
+    operation: str, images: Any, packed: Any, bias: Any, residual: Any, out: Any, shape: ConvShape, relu: bool,
+    multiprocessors: int, form: str | None,
 ) -> None:  # fmt: skip
     filters, taps, channels = packed.shape
     rows = out.size // filters
@@ -105,6 +116,7 @@ def _multiply(
     tile, _, _ = _product(rows, filters, terms, 1, multiprocessors)
     tile = next(one for one in TILES if one.name == (form or tile.name))
     c = out.transpose(0, 2, 3, 1).reshape(1, rows, filters)
+    addend = None if residual is None else residual.transpose(0, 2, 3, 1)
     x_map = _images(operation, shape, images, tile.M)
     w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N), LINE_BYTES)
     mapped = gemm_hopper.maps(c, 2)
@@ -112,7 +124,7 @@ def _multiply(
     product = rows, filters, terms, 1, terms, 0, int(relu), 0, 0, 0, 0, filters, 0, 0
     tiles = -(-rows // tile.M) * -(-filters // tile.N)
     launch(f"conv2d_hopper_images_{out.dtype.name}_{tile.name}", min(tiles, multiprocessors), x_map, w_map, c_map,
-           None if mapped else c, bias, product, _walk(operation, shape, channels), tiles, int(mapped),
+           None if mapped else c, bias, addend, product, _walk(operation, shape, channels), tiles, int(mapped),
            shared_bytes=tile.shared_bytes)  # fmt: skip
 
 
@@ -134,4 +146,4 @@ def backward_weight(
     launch(f"conv2d_hopper_weights_{x.dtype.name}_{chosen.name}", min(tiles, multiprocessors), g_map, x_map, c_map,
            product, _walk("backward_weight", shape, shape.C), tiles, shared_bytes=chosen.shared_bytes)  # fmt: skip
     sizes = splits, shape.C, slabs * SLAB, taps, math.prod(shape.weight)
-    launch(f"conv2d_add_padded_planes_{OUTPUTS[gw.dtype.name]}", grid_for(gw.size), sums, gw, *sizes)
+    launch(f"conv2d_hopper_add_{gw.dtype.name}", grid_for(gw.size), sums, gw, *sizes)
