@@ -16,9 +16,8 @@
 #if defined(__CUDACC__)
 #define GPUCNN_TMA (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000)
 #define TENSOR_MAP const __grid_constant__ TensorMap
-#define SHARED_BOXES(T, name)                                      \
-    extern __shared__ __align__(1024) unsigned char shared_boxes[]; \
-    T* name = reinterpret_cast<T*>(shared_boxes)
+extern __shared__ __align__(1024) unsigned char shared_boxes[];
+#define SHARED_BOXES(T, name) T* name = reinterpret_cast<T*>(shared_boxes)
 #else
 #define TENSOR_MAP const TensorMap&
 #define SHARED_BOXES(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 1024))

@@ -1,4 +1,4 @@
-"""What TMA copies, written out element by element from PTX ISA 5.5: the reference of the simulator's loads and stores."""
+"""What TMA copies, element by element as PTX ISA 5.5 says: the reference of the simulator's loads and stores."""
 
 from __future__ import annotations
 

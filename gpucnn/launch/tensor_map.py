@@ -208,8 +208,8 @@ def im2col_backward(
         wanted = size[axis] + before + after - reach
         _require(
             outputs == wanted,
-            f"dy has {outputs} along {'hw'[axis]}; inputs of {size[axis]} with padding {padding[axis]} and a filter that "
-            f"spans {reach + 1} give {wanted}",
+            f"dy has {outputs} along {'hw'[axis]}; inputs of {size[axis]} with padding {padding[axis]} and a filter "
+            f"that spans {reach + 1} give {wanted}",
         )
         lower.append(before - reach)
         upper.append(lower[-1] + size[axis] - outputs)
@@ -277,6 +277,8 @@ def _check_box(m: TensorMap) -> None:
     _require(len(m.box) == m.rank, f"box has {len(m.box)} values; a map of rank {m.rank} takes {m.rank}")
     _require_range("box", m.box, 1, 256)
     _check_row("box[0]", m.box[0], m)
+    plain = m.element_strides == (1,) * m.rank and not m.tf32 and not m.nan
+    _require(plain or not m.stores, "a map that stores takes no element_strides, tf32 or nan")
 
 
 def _check_walk(m: TensorMap) -> None:
