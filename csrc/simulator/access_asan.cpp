@@ -18,6 +18,8 @@ void copy_issued(const AsyncCopy& copy) {
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, copy.code);
 }
 void copy_completed(const AsyncCopy&) {}
+void unit_read_issued(const char* address, size_t bytes, const void* code) { on_access(address, bytes, false, code); }
+void unit_read_finished(const char*, size_t) {}
 void count_flops(int) {}
 void count_copy(const std::vector<Span>&, bool, size_t, const void*) {}
 

@@ -11,6 +11,8 @@ void barrier_checks() {}
 void finish_block_checks() {}
 void copy_issued(const AsyncCopy&) {}
 void copy_completed(const AsyncCopy&) {}
+void unit_read_issued(const char*, size_t, const void*) {}
+void unit_read_finished(const char*, size_t) {}
 void count_flops(int) {}
 void count_copy(const std::vector<Span>&, bool, size_t, const void*) {}
 

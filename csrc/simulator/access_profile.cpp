@@ -134,6 +134,8 @@ void copy_issued(const AsyncCopy& copy) {
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, static_cast<const char*>(copy.code) - 1);
 }
 void copy_completed(const AsyncCopy&) {}
+void unit_read_issued(const char*, size_t, const void*) {}
+void unit_read_finished(const char*, size_t) {}
 
 // Requests of no warp: shared memory takes 128 bytes at a time, global memory sectors.
 void count_copy(const std::vector<Span>& global, bool writes_global, size_t shared_bytes, const void* code) {

@@ -23,6 +23,7 @@ struct Accessor {
 struct Cell {
     Accessor writer, reader;
     uint32_t copying = NONE;  // the block with a cp.async to it under way
+    uint32_t unit_block = NONE, unit_reads = 0;  // the block with operations under way that read it, and how many
 };
 
 // A byte of shared memory (argument −1) or of a buffer, for messages.
@@ -66,6 +67,8 @@ void visit(Cell& cell, bool writes, Where where, const void* code) {
     const Accessor now = current_accessor();
     if (cell.copying == block.number)
         fail_at("race", "a cp.async to " + name_of(where) + " is under way: wait for it, then for the other threads", code);
+    if (writes && cell.unit_block == block.number && cell.unit_reads)
+        fail_at("race", "a write to " + name_of(where) + ", which a wgmma that is under way reads: wait for it", code);
     if (concurrent(cell.writer, now)) fail_race(cell.writer, " wrote ", writes ? " writes" : " reads", where, code);
     if (writes && concurrent(cell.reader, now)) fail_race(cell.reader, " read ", " writes", where, code);
     if (writes) {
@@ -134,6 +137,19 @@ void copy_issued(const AsyncCopy& copy) {
     on_access(copy.destination, copy.bytes, true, copy.code);
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, copy.code);
     for (int i = 0; i < copy.bytes; ++i) shared_cell(copy.destination - block.shared + i).copying = block.number;
+}
+
+void unit_read_issued(const char* address, size_t bytes, const void* code) {
+    on_access(address, bytes, false, code);
+    for (size_t i = 0; i < bytes; ++i) {
+        Cell& cell = shared_cells[address - block.shared + i];
+        cell.unit_reads = (cell.unit_block == block.number ? cell.unit_reads : 0) + 1;
+        cell.unit_block = block.number;
+    }
+}
+
+void unit_read_finished(const char* address, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) --shared_cells[address - block.shared + i].unit_reads;
 }
 
 void copy_completed(const AsyncCopy& copy) {

@@ -94,6 +94,7 @@ void thread_body() {
     block.launch->kernel(block.launch->arguments);
     Thread& me = *block.current;
     copy_async_wait(0);
+    end_warpgroup_thread();
     my_state() = State::DONE;
     if (--block.alive == 0) finish_box_copies();
     Warp& warp = block.warps[me.warp];

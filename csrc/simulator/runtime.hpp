@@ -107,5 +107,11 @@ void barrier_checks();
 void finish_block_checks();
 void copy_issued(const AsyncCopy& copy);
 void copy_completed(const AsyncCopy& copy);
+// Shared memory that tensor cores read by themselves, from the issue of an operation until the wait for it.
+void unit_read_issued(const char* address, size_t bytes, const void* code);
+void unit_read_finished(const char* address, size_t bytes);
+
+// When a thread ends: none of its operations of tensor cores may be under way (wgmma.cpp).
+void end_warpgroup_thread();
 
 }  // namespace simulator
