@@ -1,5 +1,7 @@
 // Mode "fast": accesses are not seen; only guard bands around buffers are checked, after the launch.
 #include "access.hpp"
+#include "runtime.hpp"
+#include "unordered.hpp"
 
 namespace simulator {
 
@@ -11,6 +13,7 @@ void barrier_checks() {}
 void finish_block_checks() {}
 void copy_issued(const AsyncCopy&) {}
 void copy_completed(const AsyncCopy&) {}
+void unit_write_issued(const char*, size_t, const void*, const void*) {}
 void unit_read_issued(const char*, size_t, const void*) {}
 void unit_read_finished(const char*, size_t) {}
 void count_flops(int) {}

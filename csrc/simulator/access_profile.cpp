@@ -13,6 +13,7 @@
 
 #include "access.hpp"
 #include "thread_hooks.hpp"
+#include "unordered.hpp"
 
 namespace simulator {
 namespace {
@@ -134,6 +135,7 @@ void copy_issued(const AsyncCopy& copy) {
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, static_cast<const char*>(copy.code) - 1);
 }
 void copy_completed(const AsyncCopy&) {}
+void unit_write_issued(const char*, size_t, const void*, const void*) {}
 void unit_read_issued(const char*, size_t, const void*) {}
 void unit_read_finished(const char*, size_t) {}
 

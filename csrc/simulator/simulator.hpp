@@ -76,6 +76,14 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
 void copy_async_commit();
 void copy_async_wait(int groups_in_flight);
 
+// Barriers of asynchronous copies and products, see kernels/ptx_barrier.cuh.
+void barrier_init(void* barrier, int arrivals, Place place);
+void barrier_arrive(void* barrier, int bytes, Place place);  // bytes: that the phase expects beside
+void barrier_wait(void* barrier, int parity, Place place);
+void named_barrier_wait(int number, int threads, Place place);
+void fence_async();
+void set_registers(int count, bool takes, Place place);
+
 void count_flops(int count);
 
 // mma.sync, by all lanes of a warp: d (16,8) += a (16,terms) · b (terms,8), each lane with its registers of the matrices.
