@@ -22,3 +22,8 @@ GEMM_HOPPER(tn, true, true, float, float, 128, 256, 4)
 GEMM_HOPPER(nn, false, true, float, float, 128, 128, 6)
 GEMM_HOPPER(nt, false, false, float, float, 128, 128, 6)
 GEMM_HOPPER(tn, true, true, float, float, 128, 128, 6)
+
+// Planes of a split sum, in their order.
+KERNEL(256, 4) gemm_hopper_add_bfloat16(const float* workspace, bfloat16* c, const float* bias, GemmShape shape, int count) {
+    add_splits(workspace, c, bias, shape, count);
+}

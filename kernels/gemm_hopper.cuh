@@ -45,3 +45,17 @@ struct MatrixTiles {
         term += Tile::TERMS;
     }
 };
+
+// gemm_add_splits of gemm.cu for a c of 16 bits.
+template <class Output>
+__device__ __forceinline__ void add_splits(const float* workspace, Output* c, const float* bias, const GemmShape& shape,
+                                           int count) {
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
+        const unsigned line = i / shape.N, column = i % shape.N, row = line % shape.M, batch = line / shape.M;
+        float sum = 0.0f;
+#pragma unroll 4
+        for (int split = 0; split < shape.splits; ++split) sum += workspace[split * static_cast<int64>(count) + i];
+        if (bias) sum += bias[shape.bias_per_row ? row : column];
+        c[batch * shape.c_batch + row * shape.c_stride + column] = round_to<Output>(finish(sum, shape.relu));
+    }
+}

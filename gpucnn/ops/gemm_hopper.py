@@ -138,4 +138,5 @@ def multiply(
            bias if unfinished else None, shape, tiles, B, mapped, shared_bytes=tile.shared_bytes)  # fmt: skip
     if splits > 1:
         finished = (*shape[:6], relu, *shape[7:11], c.strides[1] // c.itemsize, c.strides[0] // c.itemsize, 0)
-        launch("gemm_add_splits", grid_for(c.size), target, Strided(c), bias, finished, c.size)
+        add = "gemm_add_splits" if c.dtype == target.dtype else f"gemm_hopper_add_{c.dtype.name}"
+        launch(add, grid_for(c.size), target, Strided(c), bias, finished, c.size)
