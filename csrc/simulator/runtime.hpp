@@ -113,6 +113,10 @@ void unit_write_issued(const char* address, size_t bytes, const void* barrier, c
 void unit_write_completed(const char* address, size_t bytes, const void* barrier);  // before its bytes are counted
 // Shared memory that it reads by itself, from the issue of an operation until the wait for it.
 void unit_read_issued(const char* address, size_t bytes, const void* code);
-void unit_read_finished(const char* address, size_t bytes);
+void unit_read_finished(const char* address, size_t bytes, const void* code);
+
+// When a thread ends: none of its operations of tensor cores may be under way (wgmma.cpp).
+void start_warpgroups();
+void end_warpgroup_thread();
 
 }  // namespace simulator
