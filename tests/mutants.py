@@ -758,6 +758,17 @@ OF_KERNELS = (
     ),
 )
 
+# Primitives by themselves.
+OF_PRIMITIVES = (
+    Mutant(
+        "tma_wrong_swizzle",
+        "ptx_tma.cuh",
+        "(offset >> 7 & (BYTES / 16 - 1)) << 4",
+        "(offset >> 8 & (BYTES / 16 - 1)) << 4",
+        "test_tma.py -k test_through_shared_memory",
+    ),
+)
+
 # Of sm_90's pipeline.
 HOPPER = (
     Mutant(
@@ -846,7 +857,7 @@ HOPPER = (
     ),
 )
 
-MUTANTS = GENERAL + OF_KERNELS + HOPPER
+MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES + HOPPER
 
 
 def run(mutant: Mutant) -> tuple[bool, str]:

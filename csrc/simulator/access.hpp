@@ -19,12 +19,12 @@ Target find_target(const char* address, size_t bytes, bool writes);
 // Fails unless all of the access lies in one array of shared memory, or in one buffer that may be so accessed.
 void check_bounds(const Target& target, const char* address, size_t bytes, bool writes, const void* code);
 
-// A copy by an asynchronous unit, of these parts of global memory and so many bytes of shared memory.
 struct Span {
     const char* begin;
     size_t bytes;
 };
-void count_copy(const std::vector<Span>& global, bool writes_global, size_t shared_bytes, const void* code);
+// A copy of a box is asked for: of these parts of global memory, whose bounds were checked, and so many bytes of shared.
+void visit_global(const std::vector<Span>& parts, bool writes, size_t shared_bytes, const void* code);
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code);
 

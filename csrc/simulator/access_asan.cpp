@@ -21,9 +21,10 @@ void copy_issued(const AsyncCopy& copy) {
 void copy_completed(const AsyncCopy&) {}
 void unit_write_issued(const char* address, size_t bytes, const void*, const void* code) { on_access(address, bytes, true, code); }
 void unit_read_issued(const char* address, size_t bytes, const void* code) { on_access(address, bytes, false, code); }
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
+void unit_write_completed(const char*, size_t, const void*) {}
 void count_flops(int) {}
-void count_copy(const std::vector<Span>&, bool, size_t, const void*) {}
+void visit_global(const std::vector<Span>&, bool, size_t, const void*) {}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (block.current) check_bounds(find_target(address, bytes, writes), address, bytes, writes, code);

@@ -1,6 +1,5 @@
 // Mode "fast": accesses are not seen; only guard bands around buffers are checked, after the launch.
 #include "access.hpp"
-#include "runtime.hpp"
 #include "unordered.hpp"
 
 namespace simulator {
@@ -15,8 +14,9 @@ void copy_issued(const AsyncCopy&) {}
 void copy_completed(const AsyncCopy&) {}
 void unit_write_issued(const char*, size_t, const void*, const void*) {}
 void unit_read_issued(const char*, size_t, const void*) {}
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
+void unit_write_completed(const char*, size_t, const void*) {}
 void count_flops(int) {}
-void count_copy(const std::vector<Span>&, bool, size_t, const void*) {}
+void visit_global(const std::vector<Span>&, bool, size_t, const void*) {}
 
 }  // namespace simulator

@@ -24,6 +24,7 @@ namespace {
 
 constexpr int MANY = -1;      // readers: more than one warp
 constexpr uint32_t NONE = 0;  // block numbers count from 1
+constexpr uint32_t UNDER_WAY = UINT32_MAX;  // a time that nobody knows of
 
 struct Accessor {
     uint32_t block = NONE, epoch = 0, warp_epoch = 0;
@@ -215,7 +216,6 @@ void start_launch_checks() {
 void start_block_checks() { clocks.start(block.thread_count); }
 void barrier_checks() {}
 void finish_block_checks() {}
-void count_copy(const std::vector<Span>&, bool, size_t, const void*) {}
 void count_flops(int) {}
 
 void order_arrival(int barrier) { clocks.arrive(block.current->number, barrier); }
@@ -238,6 +238,10 @@ void on_access(const char* address, size_t bytes, bool writes, const void* code)
         visit_buffer(*target.buffer, target.offset, bytes, writes, code);
 }
 
+void visit_global(const std::vector<Span>& parts, bool writes, size_t, const void* code) {
+    for (const Span& part : parts) on_access(part.begin, part.bytes, writes, code);
+}
+
 void copy_issued(const AsyncCopy& copy) {
     on_access(copy.destination, copy.bytes, true, copy.code);
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, copy.code);
@@ -256,8 +260,15 @@ void unit_write_issued(const char* address, size_t bytes, const void* barrier, c
     on_access(address, bytes, true, code);
     const int index = barrier_index(barrier);
     if (index < 0) return;  // fails when the bytes arrive
-    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(index), barrier_phase(index) + 1, 0};
+    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(index), UNDER_WAY, 0};
     for (size_t i = 0; i < bytes; ++i) shared_cell(address - block.shared + i).writer = unit;
+}
+
+// In the phase that is under way by then, which may be a later one than at the issue.
+void unit_write_completed(const char* address, size_t bytes, const void* barrier) {
+    const int index = barrier_index(barrier);
+    if (index < 0) return;
+    for (size_t i = 0; i < bytes; ++i) shared_cell(address - block.shared + i).writer.time = barrier_phase(index) + 1;
 }
 
 void unit_read_issued(const char* address, size_t bytes, const void* code) {
@@ -271,7 +282,9 @@ void unit_read_issued(const char* address, size_t bytes, const void* code) {
     }
 }
 
-void unit_read_finished(const char* address, size_t bytes) {
+// What comes after must be ordered after the wait, not only after the issue.
+void unit_read_finished(const char* address, size_t bytes, const void* code) {
+    on_access(address, bytes, false, code);
     for (size_t i = 0; i < bytes; ++i) --shared_cells[address - block.shared + i].unit_reads;
 }
 

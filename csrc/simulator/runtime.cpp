@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "tma.hpp"
 #include "barrier.hpp"
+#include "tma.hpp"
 
 namespace simulator {
 
@@ -146,6 +146,7 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     prepare_threads();
     start_box_copies();
     start_barriers();
+    start_warpgroups();
     start_block_checks();
     enter(std::max(0, next_ready(block.thread_count - 1)));
     switch_to(block.scheduler, block.contexts[block.current->number]);

@@ -110,11 +110,13 @@ void copy_issued(const AsyncCopy& copy);
 void copy_completed(const AsyncCopy& copy);
 // Shared memory that the hardware writes by itself, from the issue of a copy until the phase of its barrier completes.
 void unit_write_issued(const char* address, size_t bytes, const void* barrier, const void* code);
+void unit_write_completed(const char* address, size_t bytes, const void* barrier);  // before its bytes are counted
 // Shared memory that it reads by itself, from the issue of an operation until the wait for it.
 void unit_read_issued(const char* address, size_t bytes, const void* code);
-void unit_read_finished(const char* address, size_t bytes);
+void unit_read_finished(const char* address, size_t bytes, const void* code);
 
 // When a thread ends: none of its operations of tensor cores may be under way (wgmma.cpp).
+void start_warpgroups();
 void end_warpgroup_thread();
 
 }  // namespace simulator

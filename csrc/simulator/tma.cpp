@@ -8,10 +8,9 @@
 #include <algorithm>
 
 #include "access.hpp"
+#include "barrier.hpp"
 
 namespace simulator {
-
-__attribute__((weak)) void complete_bytes(void*, int) {}
 
 namespace {
 
@@ -163,6 +162,7 @@ void load(Copy& copy) {
         if (map.type == TF32) round_row(reinterpret_cast<uint32_t*>(first), valid);
         for (int i = 0; i < map.row_bytes(); i += 16) memcpy(swizzled(map, row.shared + i), content + i, 16);
     });
+    unit_write_completed(copy.shared, map.bytes(), copy.barrier);
     complete_bytes(copy.barrier, map.bytes());
 }
 
@@ -266,7 +266,11 @@ void issue(Copy& copy) {
     const bool stores = !copy.barrier;
     for (const Span& span : spans)
         check_bounds(find_target(span.begin, span.bytes, stores), span.begin, span.bytes, stores, copy.code);
-    count_copy(spans, stores, copy.map.bytes(), copy.code);
+    visit_global(spans, stores, copy.map.bytes(), copy.code);
+    if (stores)
+        unit_read_issued(copy.shared, copy.map.bytes(), copy.code);
+    else
+        unit_write_issued(copy.shared, copy.map.bytes(), copy.barrier, copy.code);
     while (!block.launch->late_copies && copy.stage != Stage::WRITTEN) advance(copy);
     copies.push_back(std::move(copy));
     forget_finished();
@@ -331,6 +335,7 @@ void tma_store_wait(int groups_in_flight, bool read_only) {
     for (Copy& copy : copies) {
         if (copy.barrier || copy.thread != me || copy.group >= open) continue;
         while (copy.stage < (read_only ? Stage::READ : Stage::WRITTEN)) advance(copy);
+        if (!copy.waited) unit_read_finished(copy.shared, copy.map.bytes(), copy.code);
         copy.waited = true;
     }
     forget_finished();

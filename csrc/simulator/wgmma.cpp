@@ -56,13 +56,13 @@ struct WarpProducts {
 
 std::vector<WarpProducts> warps;
 std::vector<std::vector<WarpgroupProduct>> warpgroups;  // what the first warp to issue the n-th operation gave
-uint32_t block_number;                                  // the block that all this is about
+bool used = false;                                      // by the running block
 
 WarpProducts& my_warp() {
-    if (block_number != block.number) {
+    if (!used) {
         warps.clear(), warpgroups.clear();
         warps.resize(block.warps.size()), warpgroups.resize((block.warps.size() + 3) / 4);
-        block_number = block.number;
+        used = true;
     }
     return warps[block.current->warp];
 }
@@ -337,7 +337,7 @@ void finish(WarpProducts& warp, Pending& operation) {
             if (memcmp(operation.a->lanes[lane], operation.a->values[lane], sizeof operation.a->values[lane]))
                 refuse("the registers of a were changed before the wait", operation.code);
     if (late) run(operation);
-    for (const uint32_t offset : operation.chunks) unit_read_finished(block.shared + offset, CHUNK);
+    for (const uint32_t offset : operation.chunks) unit_read_finished(block.shared + offset, CHUNK, operation.code);
     Accumulator& accumulator = *operation.accumulator;
     if (--accumulator.under_way) return;
     if (are_changed(accumulator, late)) refuse("the accumulator was written before the wait", operation.code);
@@ -392,8 +392,10 @@ void warpgroup_wait(int groups, Place place) {
     warp_operation(~0u, &own, wait_lanes, place);
 }
 
+void start_warpgroups() { used = false; }
+
 void end_warpgroup_thread() {
-    if (block_number != block.number) return;
+    if (!used) return;
     const int number = block.current->warp;
     WarpProducts& warp = warps[number];
     if (!warp.under_way.empty()) refuse("the thread ends and has not waited for it", warp.under_way.front().code);

@@ -98,7 +98,7 @@ BODY(outside_memory) {
 }
 BODY(past_the_array) {
     wgmma_fence();
-    ISSUE(planted_descriptor(&first[256]), b);
+    ISSUE(a, planted_descriptor(&second[256]));
     wgmma_commit();
     wgmma_wait<0>();
 }
@@ -169,13 +169,6 @@ BODY(released_by_one_warp) {
     if (threadIdx.x == 0) second[0] = 0;
     if (warp != 0) wgmma_wait<0>();
 }
-BODY(not_written) {
-    SHARED(uint32_t, third, [TILE_WORDS]);
-    wgmma_fence();
-    ISSUE(a, planted_descriptor(&third[0]));
-    wgmma_commit();
-    wgmma_wait<0>();
-}
 BODY(outside_shared) {
     wgmma_fence();
     ISSUE(planted_descriptor(x), b);
@@ -184,14 +177,14 @@ BODY(outside_shared) {
 // y (threads,32) = d of a body; the tiles come from x, `words` each.
 #define PLANTED(name, threads)                                                                      \
     KERNEL(threads, 1) planted_wgmma_##name(const unsigned* x, float* y, int words) {                \
-        SHARED(uint32_t, first, [TILE_WORDS]);                                                       \
-        SHARED(uint32_t, second, [TILE_WORDS]);                                                      \
+        SHARED(uint32_t, tiles, [2 * TILE_WORDS]);                                                   \
+        uint32_t *const first = &tiles[0], *const second = first + TILE_WORDS;                       \
         for (int i = threadIdx.x; i < words; i += threads) first[i] = x[i], second[i] = x[words + i]; \
         fence_async_shared();                                                                        \
         __syncthreads();                                                                             \
         float d[32];                                                                                 \
         for (int i = 0; i < 32; ++i) d[i] = 1.0f;                                                    \
-        name(x, y, first, second, d, planted_descriptor(&first[0]), planted_descriptor(&second[0]), threadIdx.x / 32); \
+        name(x, y, first, second, d, planted_descriptor(first), planted_descriptor(second), threadIdx.x / 32); \
         for (int i = 0; i < 32; ++i) y[threadIdx.x * 32 + i] = d[i];                                 \
     }
 PLANTED(sound, 128)
@@ -216,5 +209,4 @@ PLANTED(a_changed_before_wait, 128)
 PLANTED(a_changed_without_fence, 128)
 PLANTED(overwritten_before_wait, 128)
 PLANTED(released_by_one_warp, 128)
-PLANTED(not_written, 128)
 PLANTED(outside_shared, 128)
