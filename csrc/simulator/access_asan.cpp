@@ -21,7 +21,7 @@ void copy_issued(const AsyncCopy& copy) {
 void copy_completed(const AsyncCopy&) {}
 void unit_write_issued(const char* address, size_t bytes, const void*, const void* code) { on_access(address, bytes, true, code); }
 void unit_read_issued(const char* address, size_t bytes, const void* code) { on_access(address, bytes, false, code); }
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
 void unit_write_completed(const char*, size_t, const void*) {}
 void count_flops(int) {}
 void visit_global(const std::vector<Span>&, bool, size_t, const void*) {}

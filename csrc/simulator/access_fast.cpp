@@ -14,7 +14,7 @@ void copy_issued(const AsyncCopy&) {}
 void copy_completed(const AsyncCopy&) {}
 void unit_write_issued(const char*, size_t, const void*, const void*) {}
 void unit_read_issued(const char*, size_t, const void*) {}
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
 void unit_write_completed(const char*, size_t, const void*) {}
 void count_flops(int) {}
 void visit_global(const std::vector<Span>&, bool, size_t, const void*) {}

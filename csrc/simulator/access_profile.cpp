@@ -137,7 +137,7 @@ void copy_issued(const AsyncCopy& copy) {
 void copy_completed(const AsyncCopy&) {}
 void unit_write_issued(const char*, size_t, const void*, const void*) {}
 void unit_read_issued(const char*, size_t, const void*) {}
-void unit_read_finished(const char*, size_t) {}
+void unit_read_finished(const char*, size_t, const void*) {}
 void unit_write_completed(const char*, size_t, const void*) {}
 
 // Requests of no warp: shared memory takes 128 bytes at a time, global memory sectors.

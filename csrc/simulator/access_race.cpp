@@ -293,7 +293,9 @@ void unit_read_issued(const char* address, size_t bytes, const void* code) {
     }
 }
 
-void unit_read_finished(const char* address, size_t bytes) {
+// What comes after must be ordered after the wait, not only after the issue.
+void unit_read_finished(const char* address, size_t bytes, const void* code) {
+    on_access(address, bytes, false, code);
     for (size_t i = 0; i < bytes; ++i) --shared_cells[address - block.shared + i].unit_reads;
 }
 

@@ -99,6 +99,7 @@ void thread_body() {
     block.launch->kernel(block.launch->arguments);
     Thread& me = *block.current;
     copy_async_wait(0);
+    end_warpgroup_thread();
     my_state() = State::DONE;
     if (--block.alive == 0) finish_box_copies();
     end_barrier_thread();
@@ -145,6 +146,7 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     prepare_threads();
     start_box_copies();
     start_barriers();
+    start_warpgroups();
     start_block_checks();
     enter(std::max(0, next_ready(block.thread_count - 1)));
     switch_to(block.scheduler, block.contexts[block.current->number]);

@@ -105,6 +105,25 @@ void tma_store_wait(int groups_in_flight, bool read_only);
 
 // ldmatrix: every lane brings a row of eight halves and gets its element pairs of up to four 8×8 matrices.
 void exchange_matrix_rows(const uint32_t* row, uint32_t* result, int matrices, bool transposed, Place place);
+// stmatrix: the inverse; lanes 0 to 8 · matrices − 1 get a row each.
+void gather_matrix_rows(const uint32_t* values, uint32_t* row, int matrices, bool transposed, Place place);
+
+// An address in shared memory as instructions take it: the block's memory starts at 0x400.
+uint64_t shared_address(const void* address);
+
+// wgmma, of a warp with three others: d (64,columns) = a · b, + d if it accumulates; see wgmma.cpp.
+struct WarpgroupProduct {
+    Format format;
+    int columns;
+    bool a_mn_major, b_mn_major, accumulate;
+    uint64_t a, b;  // descriptors
+    const uint32_t* a_registers;  // four instead of a, or null
+    float* d;                     // columns / 2 registers of this lane
+};
+void multiply_warpgroup(const WarpgroupProduct& product, Place place);
+void warpgroup_fence(Place place);
+void warpgroup_commit(Place place);
+void warpgroup_wait(int groups, Place place);
 
 template <class... Parameters, size_t... I>
 SIMULATOR_INTERNAL void call(void (*kernel)(Parameters...), void* const* arguments, std::index_sequence<I...>) {

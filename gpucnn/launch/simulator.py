@@ -48,7 +48,7 @@ KERNEL_FLAGS = {
     "race": ("-O1", "-fsanitize=thread"),
     "profile": ("-O1", "-fsanitize=thread", "-DSIMULATOR_PROFILE"),
 }
-RUNTIME_FILES = ("runtime", "fiber", "access", "barrier", "tensor_core", "tma")
+RUNTIME_FILES = ("runtime", "fiber", "access", "barrier", "tensor_core", "tma", "wgmma")
 SHARED_LIMITS = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10,
                  "sm_120": 99 << 10}  # fmt: skip
 ORDERS = ("forward", "reverse", "random")
