@@ -352,16 +352,82 @@ def test_a_recorded_launch_keeps_its_map(device):
     assert_equal(devices.to_numpy(dump).view(np.uint16)[:256], np.full(256, 7))
 
 
-def add_one(width: int, fault: int = 0, grid: int = 2) -> np.ndarray:
+def add_places(width: int, fault: int = 0, grid: int = 2) -> np.ndarray:
     x = devices.move(numbered((grid * 32, width // 4), np.uint32), "sim")
     y = devices.empty_like(x)
     swizzle = width if width > 16 else 0
     maps = tiled(x, (width // 4, 16), swizzle), tiled(y, (width // 4, 16), swizzle, stores=True)
-    launch(f"planted_tma_add_{width}", grid, *maps, fault, shared_bytes=4 * 32 * width + 8)
+    launch(f"planted_tma_{width}", grid, *maps, fault, shared_bytes=4 * 32 * width + 8)
     return devices.to_numpy(y).copy()
+
+
+def with_places(width: int) -> np.ndarray:
+    x = numbered((2, 32, width // 4), np.uint32)
+    return (x + np.arange(x[0].size, dtype=np.uint32).reshape(x[0].shape)).reshape(64, -1)
 
 
 @pytest.mark.parametrize("width", [16, 32, 64, 128])
 def test_through_shared_memory(width):
-    assert_equal(add_one(width), numbered((64, width // 4), np.uint32) + 1)
-    assert_sound(lambda: add_one(width), "sim")
+    assert_equal(add_places(width), with_places(width))
+    assert_sound(lambda: add_places(width), "sim")
+
+
+# By the numbers of planted_tma.cu's enum Fault: what is found, and in which mode.
+LATE = {"late_copies": True, "order": "reverse"}
+PLANTED = {
+    "expects one of two": (1, {"mode": "race"}, "race: a copy of a box wrote .* without having waited for its barrier"),
+    "expects one of two, late": (1, {"mode": "race", **LATE}, "without having waited for its barrier"),
+    "expects too much": (2, {}, "deadlock: .* whose phase 0 lacks 0 arrivals and 2048 bytes"),
+    "reads early": (3, {"mode": "race", **LATE}, "uninitialised: a read of shared byte"),
+    "no fence": (4, {"mode": "race"}, "race: .* has made no fence_async_shared since"),
+    "no barrier of the block": (5, {"mode": "race", **LATE}, "race: .* with no barrier between"),
+    "no commit": (6, {}, "TMA: the block ends, and a store was never committed"),
+    "no wait": (7, {}, "TMA: the block ends, and nothing waited until a store had read its shared memory"),
+    "writes early": (
+        8,
+        {"mode": "race"},
+        "race: a write to shared byte 8192, which a product or store",
+    ),
+    "wrong place": (10, {}, "TMA: the box is at shared offset 128; with a swizzle of 128 bytes"),
+    "no wait for loads": (11, LATE, "TMA: the block ends while a load into its shared memory is under way"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_faults(name):
+    fault, settings, message = PLANTED[name]
+    with simulator.configured(**settings), pytest.raises(SimulatorError, match=message) as error:
+        add_places(128, fault)
+    assert error.value.place is None or error.value.place.startswith("planted_tma.cu:")
+
+
+@pytest.mark.parametrize("fault", [3, 8, 9])
+def test_planted_faults_give_wrong_numbers(fault):
+    """Early reads and writes, and reads at places without the swizzle, in mode fast."""
+    with simulator.configured(**LATE):
+        if fault == 3:
+            with pytest.raises(SimulatorError, match="under way"):
+                add_places(128, fault)
+            return
+        assert np.any(add_places(128, fault) != with_places(128))
+
+
+def profile_of(case: Case) -> list[tuple[str, bool, int, int]]:
+    """(space, writes, bytes, sectors or passes) of the copy, which is counted at two addresses, one after the other."""
+    with simulator.profiling() as profiles:
+        golden_tma.run(case, "sim")
+    ((_, profile),) = profiles
+    found = {code: counts for (_, code), counts in profile.lines.items()}
+    copies = [counts for code, counts in found.items() if code - 1 in found or code + 1 in found]
+    return sorted((c.space, c.writes, c.bytes, c.units) for c in copies)
+
+
+def test_profile_counts_sectors_and_bytes():
+    """All of a box in whole sectors, loaded and stored; 3 of 4 rows and 96 bytes of the other outside the array."""
+    x = numbered((16, 64), np.uint16)
+    load = Case("tiled", x, {"box": (64, 4), "swizzle": 128}, (0, 3))
+    assert profile_of(load) == [("global", False, 512, 16), ("shared", True, 512, 4)]
+    store = load._replace(options={**load.options, "stores": True}, content=CONTENT)
+    assert profile_of(store) == [("global", True, 512, 16), ("shared", False, 512, 4)]
+    outside = load._replace(at=(-48, 15))
+    assert profile_of(outside) == [("global", False, 32, 1), ("shared", True, 512, 4)]

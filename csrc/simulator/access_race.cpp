@@ -58,6 +58,7 @@ constexpr size_t GLOBAL_GRAIN = 2;  // bytes a cell in buffers: the smallest ele
 std::vector<Cell> shared_cells;
 std::vector<std::vector<Cell>> buffer_cells;
 std::unordered_map<const Cell*, Readers> many_readers;  // of cells that more than one warp has read, while clocks count
+std::vector<Accessor> initialisers;  // of mbarriers
 Clocks clocks;
 
 Accessor accessor_of(int number) {
@@ -213,11 +214,21 @@ void start_launch_checks() {
     for (int i = 0; i < block.launch->buffer_count; ++i)
         buffer_cells.emplace_back(block.launch->buffers[i].bytes / GLOBAL_GRAIN + 1);
 }
-void start_block_checks() { clocks.start(block.thread_count); }
+void start_block_checks() {
+    clocks.start(block.thread_count);
+    initialisers.clear();
+}
 void barrier_checks() {}
 void finish_block_checks() {}
 void count_flops(int) {}
 
+void order_initialisation(int) { initialisers.push_back(current_accessor()); }
+void order_use(int barrier) {
+    const Accessor& before = initialisers[barrier];
+    if (!concurrent(before, current_accessor())) return;
+    fail("race", (thread_name(before.thread) + " initialised a barrier, which " + thread_name(block.current->number) +
+                  " uses with no barrier of the block between").c_str(), block.current->place);
+}
 void order_arrival(int barrier) { clocks.arrive(block.current->number, barrier); }
 void order_completion(int barrier) { clocks.complete(barrier, barrier_phase(barrier) + 1); }
 void order_wait(int barrier, uint32_t) { clocks.wait(block.current->number, barrier); }

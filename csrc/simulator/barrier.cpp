@@ -10,6 +10,9 @@
 #include "runtime.hpp"
 
 namespace simulator {
+
+bool uses_barriers = false;
+
 namespace {
 
 constexpr int COUNT_MAX = (1 << 20) - 1;  // of arrivals, and of bytes that are owed or came early
@@ -21,6 +24,8 @@ struct Mbarrier {
     int arrivals, pending, bytes;  // bytes: owed, or negative: came before they were expected
     uint32_t phase;                // how many have completed
     bool seen;                     // whether somebody has waited for the one before; true at the start
+    int initialiser;               // the thread that initialised it
+    bool fenced;                   // and has made a fence since, for copies and other blocks
 };
 
 struct NamedBarrier {
@@ -40,6 +45,7 @@ Mbarrier& find(const void* address, const char* operation, Place place) {
         const std::string message = std::string(operation) + " on a barrier that nothing has initialised";
         fail("mbarrier", message.c_str(), place);
     }
+    if (block.current) order_use(index);
     return barriers[index];
 }
 
@@ -86,6 +92,11 @@ void start_barriers() {
 }
 
 void end_barrier_thread() {
+    for (const Mbarrier& each : barriers) {
+        if (block.alive || !each.address || !each.bytes) continue;
+        const std::string message = "the block ends, and " + name_of(each) + " waits for " + std::to_string(each.bytes) + " bytes";
+        fail("mbarrier", message.c_str(), {nullptr, 0});
+    }
     for (const NamedBarrier& each : named)
         if (!each.waiting.empty() && static_cast<int>(each.waiting.size()) + block.alive < each.threads)
             fail("named barrier", "too few threads are left for it", each.place);
@@ -104,7 +115,7 @@ std::string describe_wait(int number) {
 
 int barrier_index(const void* barrier) {
     for (size_t i = 0; i < barriers.size(); ++i)
-        if (barriers[i].address == barrier) return static_cast<int>(i);
+        if (barrier && barriers[i].address == barrier) return static_cast<int>(i);
     return -1;
 }
 
@@ -112,7 +123,7 @@ uint32_t barrier_phase(int index) { return barriers[index].phase; }
 
 bool is_barrier(const char* address, size_t bytes) {
     for (const Mbarrier& each : barriers)
-        if (address < each.address + sizeof(uint64_t) && each.address < address + bytes) return true;
+        if (each.address && address < each.address + sizeof(uint64_t) && each.address < address + bytes) return true;
     return false;
 }
 
@@ -123,8 +134,15 @@ void barrier_init(void* address, int arrivals, Place place) {
     if (barrier_index(own) >= 0) fail("mbarrier", "the barrier was initialised before", place);
     if (arrivals < 1 || arrivals > COUNT_MAX) fail("mbarrier", "a phase needs from 1 to 2^20 - 1 arrivals", place);
     if (barriers.size() == BARRIERS_MAX) fail("mbarrier", "the simulator has room for 256 barriers a block", place);
-    barriers.push_back({own, arrivals, arrivals, 0, 0, true});
+    barriers.push_back({own, arrivals, arrivals, 0, 0, true, block.current->number, false});
+    order_initialisation(barriers.size() - 1);
 }
+
+void barrier_init_fence() {
+    for (Mbarrier& each : barriers) each.fenced |= each.initialiser == block.current->number;
+}
+
+void barrier_invalidate(void* address, Place place) { find(address, "an end", place).address = nullptr; }
 
 void barrier_arrive(void* address, int bytes, Place place) {
     Mbarrier& barrier = find(address, "an arrival", place);
@@ -142,25 +160,56 @@ void barrier_arrive(void* address, int bytes, Place place) {
 
 void complete_bytes(void* address, int bytes) {
     Mbarrier& barrier = find(address, "a copy's bytes arrive", {nullptr, 0});
+    if (!barrier.fenced) {
+        const std::string message = "a copy counts bytes at " + name_of(barrier) +
+                                    ": a missing barrier_init_fence by the thread that initialised it";
+        fail("mbarrier", message.c_str(), {nullptr, 0});
+    }
     add_bytes(barrier, -bytes, {nullptr, 0});
     if (barrier.pending == 0 && barrier.bytes < 0)
         fail("mbarrier", "a copy brings more bytes than its phase expects", {nullptr, 0});
     complete_if_done(barrier);
 }
 
+namespace {
+
+bool has_completed(const Mbarrier& barrier, int parity) { return (barrier.phase & 1) != static_cast<uint32_t>(parity); }
+
+void see(Mbarrier& barrier) {
+    barrier.seen = true;
+    order_wait(&barrier - barriers.data(), barrier.phase);
+}
+
+}  // namespace
+
+bool barrier_test(void* address, int parity, Place place) {
+    Mbarrier& barrier = find(address, "a wait", place);
+    if (parity != 0 && parity != 1) fail("mbarrier", "a parity is 0 or 1", place);
+    if (has_completed(barrier, parity)) {
+        see(barrier);
+        return true;
+    }
+    yield_thread();  // or a loop of tests would not end
+    return false;
+}
+
 void barrier_wait(void* address, int parity, Place place) {
     Mbarrier* barrier = &find(address, "a wait", place);
     if (parity != 0 && parity != 1) fail("mbarrier", "a parity is 0 or 1", place);
+    if (has_completed(*barrier, parity)) return see(*barrier);
     Thread& me = *block.current;
-    while ((barrier->phase & 1) == static_cast<uint32_t>(parity)) {  // the phase under way has this parity
-        me.argument = address;
-        me.place = place;
-        block.states[me.number] = State::AT_MBARRIER;
-        yield_thread();
-        barrier = &barriers[barrier_index(address)];
+    const uint32_t awaited = barrier->phase;
+    me.argument = address;
+    me.place = place;
+    block.states[me.number] = State::AT_MBARRIER;
+    yield_thread();
+    barrier = &find(address, "a wait", place);
+    if (barrier->phase > awaited + 1) {
+        const std::string message = "a wait for phase " + std::to_string(awaited) + " of " + name_of(*barrier) + ", which is in phase " +
+                                    std::to_string(barrier->phase) + ": only the phase before may be asked for";
+        fail("mbarrier", message.c_str(), place);
     }
-    barrier->seen = true;
-    order_wait(barrier - barriers.data(), barrier->phase);
+    see(*barrier);
 }
 
 void named_barrier_wait(int number, int threads, Place place) {
@@ -184,7 +233,14 @@ void named_barrier_wait(int number, int threads, Place place) {
     barrier.waiting.clear();
 }
 
-void fence_async() { order_proxies(); }
+void fence_async() {
+    barrier_init_fence();  // it does for that, too
+    order_proxies();
+}
+
+int cluster_rank() { return 0; }
+void cluster_wait(Place place) { block_barrier(place); }
+void barrier_arrive_cluster(void* barrier, int, Place place) { barrier_arrive(barrier, 0, place); }
 
 namespace {
 
@@ -224,9 +280,12 @@ void set_registers(int count, bool takes, Place place) {
         Registers own{count, takes, place, false};
         warp_operation(~0u, &own, change_registers, place);
         if (!own.refused) return;
-        block.states[block.current->number] = State::FOR_REGISTERS;
-        block.current->place = place;
-        yield_thread();
+        const Thread& me = *block.current;
+        while (count - warp_registers[me.warp] > free_registers) {  // they may have become free since
+            block.states[me.number] = State::FOR_REGISTERS;
+            block.current->place = place;
+            yield_thread();
+        }
     }
 }
 

@@ -18,6 +18,8 @@ uint32_t barrier_phase(int index);                    // the phase under way
 void complete_bytes(void* barrier, int bytes);
 
 // What the checks of accesses learn of the order of threads; modes that do not check it do nothing (unordered.hpp).
+void order_initialisation(int barrier);  // by the current thread
+void order_use(int barrier);             // which fails unless its initialisation comes before
 // What the current thread did before comes before what is done by those who wait for the phase under way of the barrier.
 void order_arrival(int barrier);
 void order_completion(int barrier);  // of the phase under way

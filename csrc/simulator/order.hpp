@@ -4,6 +4,7 @@
 // its accesses come before what u does next; an mbarrier counts as one more thread, whose time is its completed phases.
 // Barriers of the whole block order everything and need no clocks: the checks count them apart.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -20,17 +21,17 @@ public:
         columns = threads + BARRIERS_MAX;
         known.assign(threads, Times(columns, 0));
         times.assign(threads, 1);
-        fences.assign(threads, 1);
+        fences.assign(threads, {});
+        block_times.assign(threads, 0);
         releases.clear();
         learnt.assign((threads + 31) / 32, 0);
-        active = false;
+        active = uses_barriers;
     }
 
     bool knows(int thread, int other, uint32_t time) const { return known[thread][other] >= time; }
     int barrier_thread(int barrier) const { return columns - BARRIERS_MAX + barrier; }
 
     void arrive(int thread, int barrier) {
-        active = true;
         if (static_cast<int>(releases.size()) <= barrier) releases.resize(barrier + 1, {Times(columns, 0), Times(columns, 0)});
         Times& arriving = releases[barrier].arriving;
         join(arriving, known[thread]);
@@ -48,7 +49,6 @@ public:
         learnt[thread / 32] = 1;
     }
     void meet(const int* numbers, int count) {
-        active = true;
         Times all(columns, 0);
         for (int i = 0; i < count; ++i) {
             join(all, known[numbers[i]]);
@@ -78,11 +78,22 @@ public:
             if (mask >> lane & 1) ++times[first + lane];
     }
 
-    uint32_t time(int thread) const { return times[thread]; }
-    uint32_t fence_count(int thread) const { return fences[thread]; }
-    void fence(int thread) { ++fences[thread]; }
+    // A barrier of the block: all know of all that was before.
+    void meet_all() {
+        block_times = times;
+        for (uint32_t& time : times) ++time;
+    }
 
-    bool active = false;  // whether anything but barriers of the block and operations of warps has ordered threads
+    uint32_t time(int thread) const { return times[thread]; }
+    void fence(int thread) { fences[thread].push_back(times[thread]++); }
+    // Whether `other` has made a fence since its access at `time`, and before what `thread` knows of.
+    bool knows_fence(int thread, int other, uint32_t time) const {
+        const uint32_t known_time = thread == other ? times[other] : std::max(known[thread][other] + 1, block_times[other] + 1);
+        const auto fence = std::lower_bound(fences[other].begin(), fences[other].end(), time);
+        return fence != fences[other].end() && *fence < known_time;
+    }
+
+    bool active = false;  // whether anything but barriers of the block and operations of warps orders threads
 
 private:
     struct Release {
@@ -94,7 +105,8 @@ private:
 
     int columns = 0;
     std::vector<Times> known;
-    Times times, fences;
+    Times times, block_times;          // block_times: at the last barrier of the block
+    std::vector<Times> fences;         // of each thread, the times at which it made one
     std::vector<Release> releases;
     std::vector<char> learnt;  // of each warp: whether a lane may know what the others do not
 };

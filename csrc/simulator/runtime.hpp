@@ -115,7 +115,7 @@ void unit_write_completed(const char* address, size_t bytes, const void* barrier
 void unit_read_issued(const char* address, size_t bytes, const void* code);
 void unit_read_finished(const char* address, size_t bytes, const void* code);
 
-// When a thread ends: none of its operations of tensor cores may be under way (wgmma.cpp).
+// At a block's start, and when a thread ends: then none of its warp's wgmma may be under way.
 void start_warpgroups();
 void end_warpgroup_thread();
 

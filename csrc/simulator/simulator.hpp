@@ -76,13 +76,20 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
 void copy_async_commit();
 void copy_async_wait(int groups_in_flight);
 
-// Barriers of asynchronous copies and products, see kernels/ptx_barrier.cuh.
+// Barriers in shared memory (mbarrier) and others of Hopper kernels; kernels/ptx_barrier.cuh says what they mean.
+extern bool uses_barriers;  // whether this library's kernels include that file
 void barrier_init(void* barrier, int arrivals, Place place);
+void barrier_init_fence();
+void barrier_invalidate(void* barrier, Place place);
 void barrier_arrive(void* barrier, int bytes, Place place);  // bytes: that the phase expects beside
+void barrier_arrive_cluster(void* barrier, int rank, Place place);
+bool barrier_test(void* barrier, int parity, Place place);
 void barrier_wait(void* barrier, int parity, Place place);
 void named_barrier_wait(int number, int threads, Place place);
 void fence_async();
 void set_registers(int count, bool takes, Place place);
+int cluster_rank();
+void cluster_wait(Place place);
 
 void count_flops(int count);
 
@@ -172,8 +179,9 @@ void no_lanes(void* const* arguments, uint32_t mask);
     static const char name##_key = 0;                                                                           \
     typedef T name##_type dims;                                                                                 \
     name##_type& name = *static_cast<name##_type*>(simulator::shared_memory(&name##_key, sizeof(name##_type), 16))
-#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 128))
+#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 1024))
 #define KERNEL(threads, blocks) extern "C" __attribute__((noinline)) void
+#define CLUSTER_KERNEL(threads, blocks, cluster) KERNEL(threads, blocks)
 
 #define threadIdx simulator::thread_index
 #define blockIdx simulator::block_index

@@ -4,6 +4,8 @@
 
 namespace simulator {
 
+void order_initialisation(int) {}
+void order_use(int) {}
 void order_arrival(int) {}
 void order_completion(int) {}
 void order_wait(int, uint32_t) {}

@@ -108,6 +108,8 @@ def _grid(entry: Entry, grid: int | tuple[int, ...]) -> tuple[int, int, int]:
     for axis, blocks, limit in zip("xyz", (x, y, z), GRID_LIMITS, strict=True):
         if not 0 <= blocks <= limit:
             raise ValueError(f"{entry.name}: grid.{axis} is {blocks}; it must be from 0 to {limit}; split the work")
+    if x % entry.cluster:
+        raise ValueError(f"{entry.name}: grid.x is {x}; it must be a multiple of the cluster of {entry.cluster} blocks")
     return int(x), int(y), int(z)
 
 

@@ -1,5 +1,5 @@
-// y = x + 1 of unsigned numbers through shared memory by TMA, a box of 32 rows by each block, with a fault if `fault` is
-// not 0. Rows have WIDTH bytes and a swizzle of WIDTH.
+// Unsigned numbers through shared memory by TMA, each with its place among its block's added: 32 rows of WIDTH bytes,
+// with a swizzle of WIDTH, as two boxes in and two out. There is a fault if `fault` is not 0.
 #include "ptx_barrier.cuh"
 #include "ptx_tma.cuh"
 
@@ -22,7 +22,7 @@ enum Fault {
 };
 
 template <int WIDTH>
-__device__ __forceinline__ void add_one(const TensorMap& x, const TensorMap& y, int fault) {
+__device__ __forceinline__ void add_places(const TensorMap& x, const TensorMap& y, int fault) {
     constexpr int HALF = WIDTH * BOX_ROWS / 2;  // bytes: a box has 16 rows
     SHARED_BOXES(char, boxes);
     char* const in = boxes + (fault == WRONG_PLACE ? 128 : 0);
@@ -35,7 +35,8 @@ __device__ __forceinline__ void add_one(const TensorMap& x, const TensorMap& y, 
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-        barrier_arrive_expect(barrier, fault == EXPECTS_ONE_OF_TWO ? HALF : fault == EXPECTS_TOO_MUCH ? 3 * HALF : 2 * HALF);
+        const int boxes_expected = fault == EXPECTS_ONE_OF_TWO ? 1 : fault == EXPECTS_TOO_MUCH ? 3 : 2;
+        barrier_arrive_expect(barrier, boxes_expected * HALF);
         tma_load(in, x, barrier, {0, row});
         tma_load(in + HALF, x, barrier, {0, row + BOX_ROWS / 2});
     }
@@ -43,7 +44,7 @@ __device__ __forceinline__ void add_one(const TensorMap& x, const TensorMap& y, 
     if (fault != READS_EARLY) barrier_wait(barrier, 0);
     for (int i = threadIdx.x * 4; i < 2 * HALF; i += BOX_THREADS * 4) {
         const unsigned from = fault == WRONG_SWIZZLE ? i : swizzle<WIDTH>(i);
-        *reinterpret_cast<unsigned*>(out + swizzle<WIDTH>(i)) = *reinterpret_cast<unsigned*>(in + from) + 1;
+        *reinterpret_cast<unsigned*>(out + swizzle<WIDTH>(i)) = *reinterpret_cast<unsigned*>(in + from) + i / 4;
     }
     if (fault != NO_FENCE) fence_async_shared();
     if (fault != NO_BLOCK_BARRIER) __syncthreads();
@@ -56,11 +57,11 @@ __device__ __forceinline__ void add_one(const TensorMap& x, const TensorMap& y, 
     if (fault != NO_WAIT) tma_store_wait_read<0>();
 }
 
-#define ADD_ONE(width)                                                                                       \
-    KERNEL(BOX_THREADS, 1) planted_tma_add_##width(TENSOR_MAP x, TENSOR_MAP y, int fault) {                  \
-        add_one<width>(x, y, fault);                                                                         \
+#define ADD_PLACES(width)                                                                                       \
+    KERNEL(BOX_THREADS, 1) planted_tma_##width(TENSOR_MAP x, TENSOR_MAP y, int fault) {                  \
+        add_places<width>(x, y, fault);                                                                         \
     }
-ADD_ONE(16)
-ADD_ONE(32)
-ADD_ONE(64)
-ADD_ONE(128)
+ADD_PLACES(16)
+ADD_PLACES(32)
+ADD_PLACES(64)
+ADD_PLACES(128)
