@@ -280,9 +280,12 @@ void set_registers(int count, bool takes, Place place) {
         Registers own{count, takes, place, false};
         warp_operation(~0u, &own, change_registers, place);
         if (!own.refused) return;
-        block.states[block.current->number] = State::FOR_REGISTERS;
-        block.current->place = place;
-        yield_thread();
+        const Thread& me = *block.current;
+        while (count - warp_registers[me.warp] > free_registers) {  // they may have become free since
+            block.states[me.number] = State::FOR_REGISTERS;
+            block.current->place = place;
+            yield_thread();
+        }
     }
 }
 
