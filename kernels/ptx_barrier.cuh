@@ -33,7 +33,8 @@ __device__ __forceinline__ unsigned barrier_address(const void* shared) {
     return static_cast<unsigned>(__cvta_generic_to_shared(shared));
 }
 #else
-inline const bool barriers_are_used = simulator::uses_barriers = true;  // then mode "race" keeps clocks
+// Before any launch; then mode "race" keeps clocks.
+__attribute__((constructor)) SIMULATOR_INTERNAL static void note_barriers() { simulator::uses_barriers = true; }
 #endif
 
 // Phase 0 begins, and `arrivals` end each phase. One thread does it; the block's others may use it after

@@ -29,7 +29,8 @@ constexpr uint32_t UNDER_WAY = UINT32_MAX;  // a time that nobody knows of
 struct Accessor {
     uint32_t block = NONE, epoch = 0, warp_epoch = 0;
     int thread = 0;         // of the block; after all threads: an mbarrier
-    uint32_t time = 0, fences = 0;
+    uint32_t time = 0;
+    bool unit = false;      // a unit of the hardware accesses for the thread
 };
 
 struct Cell {
@@ -38,10 +39,11 @@ struct Cell {
     uint32_t unit_block = NONE, unit_reads = 0;  // the block with operations under way that read it, and how many
 };
 
-// Lanes of a warp that have read a byte, the last of them at `time`.
+// Lanes of a warp that have read a byte, and when each did last.
 struct WarpReaders {
     int warp;
-    uint32_t lanes, time;
+    bool unit;
+    uint32_t lanes, times[32];
 };
 struct Readers {
     uint32_t epoch = 0;
@@ -60,10 +62,11 @@ std::vector<std::vector<Cell>> buffer_cells;
 std::unordered_map<const Cell*, Readers> many_readers;  // of cells that more than one warp has read, while clocks count
 std::vector<Accessor> initialisers;  // of mbarriers
 Clocks clocks;
+bool for_unit = false;  // whether the access under way is that of a unit
 
 Accessor accessor_of(int number) {
     const Thread& thread = block.threads[number];
-    return {block.number, block.epoch, block.warps[thread.warp].epoch, number, clocks.time(number), clocks.fence_count(number)};
+    return {block.number, block.epoch, block.warps[thread.warp].epoch, number, clocks.time(number), for_unit};
 }
 Accessor current_accessor() { return accessor_of(block.current->number); }
 
@@ -106,7 +109,7 @@ int concurrent_reader(const Readers& readers, const Accessor& now) {
     for (const WarpReaders& each : readers.warps)
         for (int lane = 0; lane < 32; ++lane) {
             const int thread = each.warp * 32 + lane;
-            if (each.lanes >> lane & 1 && thread != now.thread && !clocks.knows(now.thread, thread, each.time)) return thread;
+            if (each.lanes >> lane & 1 && thread != now.thread && !clocks.knows(now.thread, thread, each.times[lane])) return thread;
         }
     return -1;
 }
@@ -124,26 +127,26 @@ void check_readers(const Cell& cell, const Accessor& now, Where where, const voi
 
 void note(Readers& readers, const Accessor& reader) {
     if (readers.epoch != reader.epoch) readers = {reader.epoch, {}};
-    const int warp = reader.thread / 32;
-    for (WarpReaders& each : readers.warps)
-        if (each.warp == warp) {
-            each.lanes |= 1u << reader.thread % 32;
-            each.time = std::max(each.time, reader.time);
-            return;
-        }
-    readers.warps.push_back({warp, 1u << reader.thread % 32, reader.time});
+    const int warp = reader.thread / 32, lane = reader.thread % 32;
+    auto found = std::find_if(readers.warps.begin(), readers.warps.end(), [&](const WarpReaders& each) {
+        return each.warp == warp && each.unit == reader.unit;
+    });
+    if (found == readers.warps.end()) found = readers.warps.insert(found, {warp, reader.unit, 0, {}});
+    found->lanes |= 1u << lane;
+    found->times[lane] = reader.time;
 }
 
 void note_reader(Cell& cell, const Accessor& now) {
     const Accessor before = cell.reader;
     cell.reader = now;
-    if (before.block != now.block || before.epoch != now.epoch || before.thread == now.thread) return;
+    if (before.block != now.block || before.epoch != now.epoch) return;
+    if (before.thread == now.thread && before.unit == now.unit) return;
     const bool several_warps = before.thread == MANY || before.thread / 32 != now.thread / 32;
     if (!clocks.active) {
         if (several_warps) cell.reader.thread = MANY;
         return;
     }
-    if (!several_warps && clocks.knows(now.thread, before.thread, before.time)) return;
+    if (!several_warps && before.unit == now.unit && clocks.knows(now.thread, before.thread, before.time)) return;
     Readers& readers = many_readers[&cell];
     if (before.thread != MANY) {
         readers = {};
@@ -157,7 +160,7 @@ void check_units(const Cell& cell, bool writes, Where where, const void* code) {
     if (cell.copying == block.number)
         fail_at("race", "a cp.async to " + name_of(where) + " is under way: wait for it, then for the other threads", code);
     if (writes && cell.unit_block == block.number && cell.unit_reads)
-        fail_at("race", "a write to " + name_of(where) + ", which a product or store that is under way reads: wait for it", code);
+        fail_at("race", "a write to " + name_of(where) + ", which a wgmma that is under way reads, or a store of a box: wait for it", code);
 }
 
 void visit(Cell& cell, bool writes, Where where, const void* code) {
@@ -167,6 +170,7 @@ void visit(Cell& cell, bool writes, Where where, const void* code) {
     if (!writes) return note_reader(cell, now);
     check_readers(cell, now, where, code);
     cell.writer = now;
+    cell.reader = {};
 }
 
 // Shared memory of an earlier block is not this one's.
@@ -195,12 +199,25 @@ void visit_buffer(const Buffer& buffer, size_t offset, size_t bytes, bool writes
         visit(cells[i], writes, {position, i * GLOBAL_GRAIN}, code);
 }
 
-// What a thread wrote, an asynchronous unit sees only behind the thread's fence.
-void check_proxy(const Cell& cell, size_t offset, const void* code) {
-    const Accessor& writer = cell.writer;
-    if (writer.block != block.number || is_unit(writer) || clocks.fence_count(writer.thread) != writer.fences) return;
-    fail_at("race", thread_name(writer.thread) + " wrote shared byte " + std::to_string(offset) +
-                        ", which a copy or product of the hardware reads, and has made no fence_async_shared since", code);
+// What a thread does to shared memory itself, a unit comes after only behind a fence of the thread (PTX ISA, "Proxies").
+void require_fence(const Accessor& before, const char* did, size_t offset, const char* does, const void* code) {
+    if (before.block != block.number || before.thread == MANY || before.unit || is_unit(before)) return;
+    if (clocks.knows_fence(block.current->number, before.thread, before.time)) return;
+    fail_at("race", "a missing fence.proxy.async: " + thread_name(before.thread) + did + "shared byte " + std::to_string(offset) +
+                        ", which " + does + ", and has made no fence_async_shared since with a barrier behind it", code);
+}
+
+void require_fences_of_readers(const Cell& cell, const Cell* key, size_t offset, const void* code) {
+    constexpr const char* does = "a copy of a box overwrites";
+    require_fence(cell.reader, " read ", offset, does, code);
+    const auto found = many_readers.find(key);
+    if (cell.reader.block != block.number || cell.reader.thread != MANY || found == many_readers.end()) return;
+    for (const WarpReaders& each : found->second.warps)
+        for (int lane = 0; lane < 32; ++lane) {
+            if (!(each.lanes >> lane & 1)) continue;
+            const Accessor reader{block.number, 0, 0, each.warp * 32 + lane, each.times[lane], each.unit};
+            require_fence(reader, " read ", offset, does, code);
+        }
 }
 
 }  // namespace
@@ -217,8 +234,9 @@ void start_launch_checks() {
 void start_block_checks() {
     clocks.start(block.thread_count);
     initialisers.clear();
+    for_unit = false;  // an error may have ended the launch before
 }
-void barrier_checks() {}
+void barrier_checks() { clocks.meet_all(); }
 void finish_block_checks() {}
 void count_flops(int) {}
 
@@ -268,11 +286,21 @@ void copy_completed(const AsyncCopy& copy) {
 }
 
 void unit_write_issued(const char* address, size_t bytes, const void* barrier, const void* code) {
+    const size_t first = address - block.shared;
+    static std::vector<Cell> before;
+    before.clear();
+    for (size_t i = 0; i < bytes; ++i) before.push_back(shared_cell(first + i));
+    for_unit = true;
     on_access(address, bytes, true, code);
+    for_unit = false;
+    for (size_t i = 0; i < bytes; ++i) {
+        require_fence(before[i].writer, " wrote ", first + i, "a copy of a box overwrites", code);
+        require_fences_of_readers(before[i], &shared_cells[first + i], first + i, code);
+    }
     const int index = barrier_index(barrier);
     if (index < 0) return;  // fails when the bytes arrive
-    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(index), UNDER_WAY, 0};
-    for (size_t i = 0; i < bytes; ++i) shared_cell(address - block.shared + i).writer = unit;
+    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(index), UNDER_WAY, true};
+    for (size_t i = 0; i < bytes; ++i) shared_cell(first + i).writer = unit;
 }
 
 // In the phase that is under way by then, which may be a later one than at the issue.
@@ -283,20 +311,27 @@ void unit_write_completed(const char* address, size_t bytes, const void* barrier
 }
 
 void unit_read_issued(const char* address, size_t bytes, const void* code) {
+    for_unit = true;
     on_access(address, bytes, false, code);
+    for_unit = false;
     for (size_t i = 0; i < bytes; ++i) {
         const size_t offset = address - block.shared + i;
         Cell& cell = shared_cells[offset];
-        check_proxy(cell, offset, code);
+        require_fence(cell.writer, " wrote ", offset, "a product or a store of a box reads", code);
         cell.unit_reads = (cell.unit_block == block.number ? cell.unit_reads : 0) + 1;
         cell.unit_block = block.number;
     }
 }
 
 // What comes after must be ordered after the wait, not only after the issue.
-void unit_read_finished(const char* address, size_t bytes, const void* code) {
-    on_access(address, bytes, false, code);
-    for (size_t i = 0; i < bytes; ++i) --shared_cells[address - block.shared + i].unit_reads;
+void unit_read_finished(const char* address, size_t bytes, const void*) {
+    for_unit = true;
+    for (size_t i = 0; i < bytes; ++i) {
+        Cell& cell = shared_cell(address - block.shared + i);
+        --cell.unit_reads;
+        note_reader(cell, current_accessor());
+    }
+    for_unit = false;
 }
 
 }  // namespace simulator

@@ -113,9 +113,9 @@ void unit_write_issued(const char* address, size_t bytes, const void* barrier, c
 void unit_write_completed(const char* address, size_t bytes, const void* barrier);  // before its bytes are counted
 // Shared memory that it reads by itself, from the issue of an operation until the wait for it.
 void unit_read_issued(const char* address, size_t bytes, const void* code);
-void unit_read_finished(const char* address, size_t bytes, const void* code);
+void unit_read_finished(const char* address, size_t bytes, const void* code = nullptr);
 
-// At a block's start, and when a thread ends: then none of its warp's wgmma may be under way.
+// wgmma.cpp, at a block's start, and when a thread ends: then none of its warp's wgmma may be under way.
 void start_warpgroups();
 void end_warpgroup_thread();
 

@@ -335,7 +335,7 @@ void tma_store_wait(int groups_in_flight, bool read_only) {
     for (Copy& copy : copies) {
         if (copy.barrier || copy.thread != me || copy.group >= open) continue;
         while (copy.stage < (read_only ? Stage::READ : Stage::WRITTEN)) advance(copy);
-        if (!copy.waited) unit_read_finished(copy.shared, copy.map.bytes(), copy.code);
+        if (!copy.waited) unit_read_finished(copy.shared, copy.map.bytes());
         copy.waited = true;
     }
     forget_finished();
