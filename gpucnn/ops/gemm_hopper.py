@@ -10,11 +10,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from gpucnn import device as devices
-from gpucnn.launch import Strided, grid_for, launch, tensor_map
+from gpucnn.launch import Strided, architecture_of, grid_for, launch, tensor_map
 
 LINE_BYTES = 128  # of the terms of a step, and of a row in shared memory
 GROUP_ROWS = 64  # of c that one warpgroup stores at a time
 EPILOGUE_BYTES = 2 * 2 * GROUP_ROWS * LINE_BYTES  # two buffers of each of two warpgroups
+MIN_EXTENT = 64  # rows and columns of c: half a tile
 SPLIT_TERMS = 1024  # a split sums at least so many terms
 SPLIT_FLOATS = 2**24  # of all planes together: 64 MB of workspace
 TILE_CLOCKS = 2_000  # of a tile's start and end
@@ -65,6 +66,16 @@ def choose(M: int, N: int, K: int, B: int, multiprocessors: int, step: int) -> t
 def split_terms(K: int, splits: int, step: int) -> int:
     """Terms of each split but the last: whole steps."""
     return -(-K // (splits * step)) * step
+
+
+def suits(a: Any, b: Any, c: Any, arithmetic: str) -> bool:
+    """Whether the kernels are chosen for a product: on sm_90, of what they take, unless most of a tile were padding.
+
+    - arithmetic: "bfloat16", "float16" or "tf32"; others are not the kernels'
+    """
+    if arithmetic != TYPES.get(a.dtype.name) or min(c.shape[1:]) < MIN_EXTENT or architecture_of(c) != 90:
+        return False
+    return takes(a, b, c)
 
 
 def takes(a: Any, b: Any, c: Any) -> bool:
