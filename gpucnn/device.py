@@ -212,7 +212,7 @@ def full_like(array: Any, value: float) -> Any:
 
 def address(array: Any) -> int:
     """Where the array's first element lies in the memory of its device."""
-    return int(array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data)
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 def contiguous(array: Any) -> Any:

@@ -10,6 +10,8 @@
 // - PixelValues: everything else. Lanes stand along the pixels, two each, so that an image's contiguous rows are read in
 //   whole sectors; values go through registers to [term][pixel].
 //
+// product.step: whole taps and channels that 32 terms go on by, and the packed weights' pitch.
+//
 // Eight neighbouring terms are a unit. A thread copies the same one of a step's four units all along, and goes from tap to
 // tap by additions with carry. Padding is a mask of the pixel against bits of the tap, as in conv2d_gather.cuh.
 #pragma once
@@ -183,7 +185,7 @@ struct HalfConvolution {
             load.pixels.corner[i] = corner(g, at, at.pixel + Pixels::pixel(i), load.pixels.outside[i]);
         const int term = first * Tile::TERMS + Pixels::unit() * UNIT;
         load.at = {term / g.channels, term % g.channels};
-        const int pitch = product.split_terms * product.splits, filters = ceil_div(g.filters, Tile::TILE_N) * Tile::TILE_N;
+        const int pitch = product.step[2], filters = ceil_div(g.filters, Tile::TILE_N) * Tile::TILE_N;
         const int phases = BACKWARD ? shape.stride_h * shape.stride_w : 1;
         const int64 row = (static_cast<int64>(at.group) * phases + at.phase) * filters + at.filter + load.weights.row();
         load.weights.source = arrays.packed + row * pitch + first * Tile::TERMS + load.weights.unit() * UNIT;
