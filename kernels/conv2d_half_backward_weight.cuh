@@ -132,20 +132,22 @@ struct PixelPairs {
         for (int i = 0; i < 2; ++i) at[i].start(begin + pair() * 2 + i, images);
     }
     __device__ __forceinline__ void fetch(T*) {
-#pragma unroll
-        for (int pass = 0; pass < PASSES; ++pass) left[pass] = right[pass] = 0;
+        const int step = ROWS * static_cast<int>(images.gy_strides.channel);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const bool exists = at[i].number < end;
             const T* from = gy + at[i].gy(images);
             const T* corner = x + at[i].x(images);
-            const int64 step = ROWS * images.gy_strides.channel;
+            const int h = exists ? at[i].row(images) : -NOWHERE, w = at[i].column(images);
 #pragma unroll
-            for (int pass = 0; pass < PASSES; ++pass) {
+            for (int pass = 0; pass < PASSES; ++pass, from += step) {
                 const HalfColumn column = columns[row() + pass * ROWS];
-                if (exists && pass < rows) left[pass] |= static_cast<uint32_t>(from[pass * step].bits) << 16 * i;
-                if (exists && at[i].is_inside(images, column))
-                    right[pass] |= static_cast<uint32_t>(corner[column.offset].bits) << 16 * i;
+                const bool inside = static_cast<unsigned>(h + column.down) < static_cast<unsigned>(images.shape.H) &&
+                                    static_cast<unsigned>(w + column.right) < static_cast<unsigned>(images.shape.W);
+                const uint32_t gradient = load_bits16(from, exists && pass < rows);
+                const uint32_t value = load_bits16(corner + column.offset, inside);
+                left[pass] = i ? left[pass] | gradient << 16 : gradient;
+                right[pass] = i ? right[pass] | value << 16 : value;
             }
             at[i].advance(images);
             at[i].advance(images);
@@ -192,11 +194,14 @@ struct HalfWeightGradient {
 #pragma unroll
             for (int n = 0; n < Tile::COLUMN_TILES; ++n) {
                 const int column = at.column + Tile::warp_column() + n * 8 + lane % 4 * 2;
-                if (filter >= at.filters) continue;
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    if (column + j >= at.width) continue;
-                    row[column + j] = (add ? row[column + j] : 0.0f) + sums.values[i / 2][n][i % 2 * 2 + j];
+                if (filter >= at.filters || column >= at.width) continue;
+                const float *pair = sums.values[i / 2][n] + i % 2 * 2;
+                if (at.width % 2 == 0) {
+                    const float2 before = add ? load2(row + column) : make_float2(0.0f, 0.0f);
+                    store2(row + column, make_float2(before.x + pair[0], before.y + pair[1]));
+                } else {
+                    row[column] = (add ? row[column] : 0.0f) + pair[0];
+                    if (column + 1 < at.width) row[column + 1] = (add ? row[column + 1] : 0.0f) + pair[1];
                 }
             }
         }

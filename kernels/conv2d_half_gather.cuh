@@ -81,20 +81,15 @@ struct PixelValues {
     uint32_t values[UNIT];
     static __device__ __forceinline__ int unit() { return threadIdx.x / PAIRS; }
     static __device__ __forceinline__ int pixel(int i) { return threadIdx.x % PAIRS * 2 + i; }
-    __device__ __forceinline__ unsigned value(int i, const HalfTap& tap, int offset, bool exists) const {
-        return exists && (outside[i] & tap.bits) == 0 ? corner[i][tap.source + offset].bits : 0;
-    }
     __device__ __forceinline__ void fetch(T*, const HalfTap* table, int taps, Term at, int channels, int stride) {
-        HalfTap tap = table[at.tap < taps ? at.tap : 0];
 #pragma unroll
-        for (int j = 0; j < UNIT; ++j) {
-            if (at.channel == channels) {
-                at.channel = 0;
-                if (++at.tap < taps) tap = table[at.tap];
-            }
-            const int offset = at.channel * stride;
-            values[j] = value(0, tap, offset, at.tap < taps) | value(1, tap, offset, at.tap < taps) << 16;
-            ++at.channel;
+        for (int j = 0; j < UNIT; ++j, ++at.channel) {
+            if (at.channel == channels) at.channel = 0, ++at.tap;
+            const bool exists = at.tap < taps;
+            const HalfTap tap = table[exists ? at.tap : 0];
+            const int offset = tap.source + at.channel * stride;
+            values[j] = load_bits16(corner[0] + offset, exists && (outside[0] & tap.bits) == 0) |
+                        load_bits16(corner[1] + offset, exists && (outside[1] & tap.bits) == 0) << 16;
         }
     }
     __device__ __forceinline__ void put(T* stage) const {
