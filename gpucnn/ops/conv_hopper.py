@@ -11,14 +11,30 @@ import math
 from typing import Any
 
 from gpucnn import device as devices
-from gpucnn.launch import grid_for, launch, tensor_map
+from gpucnn.launch import architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
 from gpucnn.ops import gemm_hopper
 from gpucnn.ops.gemm_hopper import GROUP_ROWS, LINE_BYTES, TILES, HopperTile
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
+MIN_EXTENT = 32  # filters and channels
 TYPES = ("bfloat16", "float16")
+
+
+def suits(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
+    """Whether the kernels are chosen for a pass: on sm_90, of what they take, unless most of a tile were padding."""
+    extents = {
+        "forward": (shape.K, shape.C),
+        "backward_input": (shape.C, shape.K),
+        "backward_weight": (shape.K, shape.C),
+    }[operation]
+    return min(extents) >= MIN_EXTENT and architecture_of(other) == 90 and takes(operation, shape, read, other)
+
+
+def plane_bytes(shape: ConvShape) -> int:
+    """Of one plane of the weight gradient's sums."""
+    return 4 * shape.K * shape.R * shape.S * -(-shape.C // SLAB) * SLAB
 
 
 def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
