@@ -1,5 +1,5 @@
 // c[n] = a[n] · b[n] for n < B on Hopper's tensor cores (tile_hopper.cuh): a (B,M,K), b (B,K,N), c (B,M,N), K > 0; then
-// bias and ReLU. c is overwritten. For sm_90a alone.
+// bias, residual (of c's type and strides, or null) and ReLU. c is overwritten. For sm_90a alone.
 //
 // Types, a file each: bfloat16 and float16, summed in float32 and stored as they came or in float32; float32, rounded to
 // tf32.
@@ -8,8 +8,8 @@
 //
 // Maps of a and b have three dimensions, the contiguous one first and the batch last; their boxes are 128 bytes by as
 // many rows as the tile has, or, where not the terms are contiguous, by 64 terms. That of c has boxes of 128 bytes × 64
-// rows, and as batches all planes: where the terms are split, gemm_add_splits of gemm.cu adds them in their order, so
-// bits do not depend on timing.
+// rows, and as batches all planes: where the terms are split, gemm_hopper_add adds them in their order, so bits do
+// not depend on timing.
 #pragma once
 #include "tile_hopper.cuh"
 
@@ -46,16 +46,18 @@ struct MatrixTiles {
     }
 };
 
-// gemm_add_splits of gemm.cu for a c of 16 bits.
+// c = Σ planes (splits,B,M,N), in their order, plus bias and residual, ReLU; `count` = B·M·N.
 template <class Output>
-__device__ __forceinline__ void add_splits(const float* workspace, Output* c, const float* bias, const GemmShape& shape,
-                                           int count) {
+__device__ __forceinline__ void add_splits(const float* workspace, Output* c, const float* bias, const Output* residual,
+                                           const GemmShape& shape, int count) {
     for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
         const unsigned line = i / shape.N, column = i % shape.N, row = line % shape.M, batch = line / shape.M;
         float sum = 0.0f;
 #pragma unroll 4
         for (int split = 0; split < shape.splits; ++split) sum += workspace[split * static_cast<int64>(count) + i];
         if (bias) sum += bias[shape.bias_per_row ? row : column];
-        c[batch * shape.c_batch + row * shape.c_stride + column] = round_to<Output>(finish(sum, shape.relu));
+        const int64 to = batch * shape.c_batch + row * shape.c_stride + column;
+        if (residual) sum += to_float(residual[to]);
+        c[to] = round_to<Output>(finish(sum, shape.relu));
     }
 }

@@ -171,7 +171,7 @@ struct Epilogue {
         float second = sums[4 * block + 2 * half + 1] + row_bias[half] + bias.y;
         if (residual) {
             const int m = row + lane_row + 8 * half, n = column + 8 * block + lane_column;
-            const Output* from = residual + m * shape.c_stride + n;
+            const Output* from = residual + (m * shape.c_stride + n);
             if (m < shape.M && n < shape.N) first += to_float(from[0]);
             if (m < shape.M && n + 1 < shape.N) second += to_float(from[1]);
         }
@@ -262,7 +262,8 @@ __device__ __forceinline__ void consume(Ring<Tile> ring, int group, const Tensor
         const Position at = block_position<Tile::TILE_M, Tile::TILE_N>(shape, tile);
         typename Tile::Sums sums;
         multiply_tile<Tile>(ring, steps_at<Tile>(shape, at), group, sums);
-        const Epilogue<Tile> epilogue(shape, bias, residual, at.row + group * GROUP_TILE_ROWS, at.column);
+        const typename Tile::Output* addend = residual ? residual + at.batch * shape.c_batch : nullptr;
+        const Epilogue<Tile> epilogue(shape, bias, addend, at.row + group * GROUP_TILE_ROWS, at.column);
         if (mapped) {
             store_pieces<Tile>(epilogue, sums, group, buffers, c, at.split * batches + at.batch, turn);
         } else {

@@ -14,7 +14,7 @@ from gpucnn import device as devices
 from gpucnn.launch import architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
 from gpucnn.ops import gemm_hopper
-from gpucnn.ops.gemm_hopper import GROUP_ROWS, LINE_BYTES, TILES, HopperTile
+from gpucnn.ops.gemm_hopper import LINE_BYTES, TILES, HopperTile
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
@@ -136,7 +136,7 @@ def _multiply(
     x_map = _images(operation, shape, images, tile.M)
     w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N), LINE_BYTES)
     mapped = gemm_hopper.maps(c, 2)
-    c_map = tensor_map.tiled(c, (SLAB, GROUP_ROWS, 1), LINE_BYTES, stores=True) if mapped else w_map
+    c_map = gemm_hopper.store_map(c) if mapped else w_map
     product = rows, filters, terms, 1, terms, 0, int(relu), 0, 0, 0, 0, filters, 0, 0
     tiles = -(-rows // tile.M) * -(-filters // tile.N)
     launch(f"conv2d_hopper_images_{out.dtype.name}_{tile.name}", min(tiles, multiprocessors), x_map, w_map, c_map,
@@ -156,7 +156,7 @@ def backward_weight(
     gradients = gy.transpose(0, 2, 3, 1).reshape(1, pixels, shape.K)
     g_map = tensor_map.tiled(gradients, (SLAB, SLAB, 1), LINE_BYTES)
     x_map = _images("backward_weight", shape, x, SLAB)
-    c_map = tensor_map.tiled(sums, (LINE_BYTES // 4, GROUP_ROWS, 1), LINE_BYTES, stores=True)
+    c_map = gemm_hopper.store_map(sums)
     product = shape.K, columns, pixels, splits, terms, 0, 0, 0, 0, 0, 0, columns, 0, shape.K * columns
     tiles = -(-shape.K // chosen.M) * -(-columns // chosen.N) * splits
     launch(f"conv2d_hopper_weights_{x.dtype.name}_{chosen.name}", min(tiles, multiprocessors), g_map, x_map, c_map,

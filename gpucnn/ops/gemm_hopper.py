@@ -113,41 +113,63 @@ def _operand(array: Any, rows: int, terms_axis: int, tf32: bool) -> tuple[tensor
     return tensor_map.tiled(matrices, box, LINE_BYTES, tf32=tf32), by_terms, batch
 
 
-def multiply(
-    a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, multiprocessors: int, form: tuple[Any, ...] = ()
-) -> None:
-    """c[n] = a[n]·b[n] + bias, then max(·, 0) if relu, for operands that the kernels take; c is overwritten.
+class Form(NamedTuple):
+    """How a product is launched; None for what `choose` says, or a block for each multiprocessor."""
 
-    - a: (B,M,K) or (1,M,K), b: (B,K,N) or (1,K,N), c: (B,M,N)
-    - form: (tile, splits, blocks) to use, each None for what `choose` says
+    tile: str | None = None
+    splits: int | None = None
+    blocks: int | None = None
+
+
+ANY = Form()
+
+
+def multiply(
+    a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, multiprocessors: int, residual: Any = None,
+    form: Form = ANY,
+) -> None:  # fmt: skip
+    """c[n] = a[n]·b[n] + bias + residual[n], then max(·, 0) if relu, of what `takes` allows; c is overwritten.
+
+    - a: (B,M,K) or (1,M,K), b: (B,K,N) or (1,K,N), c: (B,M,N); residual: of c's dtype, shape and strides, or None
     """
     (B, M, N), K = c.shape, a.shape[2]
-    step = LINE_BYTES // a.itemsize
-    tile, splits, blocks = form or (None, None, None)
+    step, tf32 = LINE_BYTES // a.itemsize, a.dtype.name == "float32"
     chosen, count = choose(M, N, K, B, multiprocessors, step)
-    tile = next(one for one in TILES if one.name == (tile or chosen.name))
-    terms = split_terms(K, splits or count, step)
+    tile = next(one for one in TILES if one.name == (form.tile or chosen.name))
+    terms = split_terms(K, form.splits or count, step)
     splits = -(-K // terms)
-    tf32 = a.dtype.name == "float32"
     a_map, a_terms, a_batch = _operand(a, tile.M, 2, tf32)
     b_map, b_terms, b_batch = _operand(b, tile.N, 1, tf32)
-    layout = ("n" if a_terms else "t") + ("t" if b_terms else "n")
     target = c if splits == 1 else devices.empty((splits * B, M, N), "float32", c)
-    strides = [stride // target.itemsize for stride in (target.strides[1], target.strides[0])]
-    unfinished = 0 if splits > 1 else 1
-    plane = B * M * N
-    shape = (M, N, K, splits, terms, per_row, relu and unfinished, 0, a_batch, 0, b_batch, *strides, plane)
+    finish = (bias, residual, per_row, relu) if splits == 1 else (None, None, False, False)
+    shape = _shape((M, N, K), splits, terms, finish, (a_batch, b_batch), target, B)
     mapped = maps(target, 2)
-    c_map = (
-        tensor_map.tiled(target, (LINE_BYTES // target.itemsize, GROUP_ROWS, 1), LINE_BYTES, stores=True)
-        if mapped
-        else a_map
-    )
     tiles = B * -(-M // tile.M) * -(-N // tile.N) * splits
-    name = f"gemm_{layout}_hopper_{TYPES[a.dtype.name]}_{OUTPUTS[target.dtype.name]}_{tile.name}"
-    launch(name, min(tiles, blocks or multiprocessors), a_map, b_map, c_map, None if mapped else Strided(target),
-           bias if unfinished else None, shape, tiles, B, mapped, shared_bytes=tile.shared_bytes)  # fmt: skip
+    layout = ("n" if a_terms else "t") + ("t" if b_terms else "n")
+    launch(f"gemm_{layout}_hopper_{TYPES[a.dtype.name]}_{OUTPUTS[target.dtype.name]}_{tile.name}",
+           min(tiles, form.blocks or multiprocessors), a_map, b_map, store_map(target) if mapped else a_map,
+           None if mapped else Strided(target), finish[0], _strided(finish[1]), shape, tiles, B, int(mapped),
+           shared_bytes=tile.shared_bytes)  # fmt: skip
     if splits > 1:
-        finished = (*shape[:6], relu, *shape[7:11], c.strides[1] // c.itemsize, c.strides[0] // c.itemsize, 0)
-        add = "gemm_add_splits" if c.dtype == target.dtype else f"gemm_hopper_add_{c.dtype.name}"
-        launch(add, grid_for(c.size), target, Strided(c), bias, finished, c.size)
+        shape = _shape((M, N, K), splits, terms, (bias, residual, per_row, relu), (0, 0), c, B)
+        name = f"gemm_hopper_add_{c.dtype.name}"
+        launch(name, grid_for(c.size), target, Strided(c), bias, _strided(residual), shape, c.size)
+
+
+def store_map(c: Any) -> tensor_map.TensorMap:
+    """The map by which a warpgroup stores 64 rows of 128 bytes of c (B,M,N)."""
+    return tensor_map.tiled(c, (LINE_BYTES // c.itemsize, GROUP_ROWS, 1), LINE_BYTES, stores=True)
+
+
+def _strided(array: Any) -> Any:
+    return None if array is None else Strided(array)
+
+
+def _shape(
+    sizes: tuple[int, int, int], splits: int, terms: int, finish: tuple[Any, ...], batches: tuple[int, int], c: Any,
+    B: int,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The struct GemmShape of kernels/gemm.cuh; of a and b the maps know the rest."""
+    M, N, _ = sizes
+    rows, batch = c.strides[1] // c.itemsize, c.strides[0] // c.itemsize
+    return *sizes, splits, terms, int(finish[2]), int(finish[3]), 0, batches[0], 0, batches[1], rows, batch, B * M * N
