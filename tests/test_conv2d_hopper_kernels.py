@@ -147,9 +147,9 @@ def test_weight_gradient_in_splits(device, out):
 def test_sound(device, operation, mode):
     if device != "sim":
         pytest.skip("modes of the simulator")
-    shape = shape_of(1, 8, 12, 13, 16, 3, 3, padding=1)
+    shape = shape_of(1, 8, 12, 13, 16, 2, 2, padding=1)
     first = None
-    for schedule in SCHEDULES[1:]:
+    for schedule in SCHEDULES[1:3]:
         with simulator.configured(mode=mode, **schedule):
             got = run(device, operation, shape, blocks=1)
         first = got if first is None else first
