@@ -44,7 +44,9 @@ def values(form: str, bits: np.ndarray) -> np.ndarray:
     """The numbers that elements are."""
     if form == "tf32":
         return (bits & 0xFFFFE000).view(np.float32)
-    return bits.view(np.float16).astype(np.float32) if form == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    return (
+        bits.view(np.float16).astype(np.float32) if form == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    )
 
 
 def d_rows(columns: int) -> tuple[np.ndarray, np.ndarray]:

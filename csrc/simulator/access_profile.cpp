@@ -105,7 +105,7 @@ void add(const Key& key, const Request& request) {
     const bool shared = request.space == Space::SHARED;
     counter.units += shared ? count_wavefronts(request) : count_sectors(request);
     counter.least += shared ? (bytes + 127) / 128 : (bytes + 31) / 32;
-    counter.partial += static_cast<int>(request.lanes.size()) < std::min(32, block.thread_count - 32 * key.warp);
+    counter.partial += static_cast<int>(request.lanes.size()) < std::min(32, block.thread_count - key.warp * 32 % block.thread_count);
 }
 
 void flush() {
@@ -121,7 +121,7 @@ void start_launch_checks() {
     counters.clear();
     barriers = flops = 0;
 }
-void start_block_checks() { occurrences.assign(block.thread_count, {}); }
+void start_block_checks() { occurrences.assign(block.thread_count * cluster_size(), {}); }
 void barrier_checks() {
     ++barriers;
     flush();
@@ -169,8 +169,8 @@ void on_access(const char* address, size_t bytes, bool writes, const void* code)
     const Target target = find_target(address, bytes, writes);
     if (target.space != Space::SHARED && target.space != Space::GLOBAL) return;
     const Thread& thread = *block.current;
-    const int occurrence = occurrences[thread.number][code]++;
-    Request& request = requests[{code, thread.warp, occurrence}];
+    const int occurrence = occurrences[thread.slot][code]++;
+    Request& request = requests[{code, thread.slot / 32, occurrence}];
     request.space = target.space;
     request.writes = writes;
     request.lanes.push_back({thread.lane, address, bytes});

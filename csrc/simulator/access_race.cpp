@@ -64,23 +64,31 @@ std::vector<Accessor> initialisers;  // of mbarriers
 Clocks clocks;
 bool for_unit = false;  // whether the access under way is that of a unit
 
-Accessor accessor_of(int number) {
-    const Thread& thread = block.threads[number];
-    return {block.number, block.epoch, block.warps[thread.warp].epoch, number, clocks.time(number), for_unit};
-}
-Accessor current_accessor() { return accessor_of(block.current->number); }
+int rank_of(int slot) { return slot / block.thread_count; }
 
-bool is_unit(const Accessor& accessor) { return accessor.thread >= block.thread_count; }
+Accessor current_accessor() {
+    const Thread& thread = *block.current;
+    const Block& own = block_of(rank_of(thread.slot));
+    return {block.number, own.epoch, own.warps[thread.warp].epoch, thread.slot, clocks.time(thread.slot), for_unit};
+}
+
+bool is_unit(const Accessor& accessor) { return accessor.thread >= block.thread_count * cluster_size(); }
 
 // Whether nothing orders `before` and `now`, which a thread does.
 bool concurrent(const Accessor& before, const Accessor& now) {
     if (before.block == NONE) return false;
     if (before.block != now.block) return true;
     if (is_unit(before)) return !clocks.knows(now.thread, before.thread, before.time);
+    if (before.thread == MANY) return before.epoch == now.epoch;
+    if (rank_of(before.thread) != rank_of(now.thread)) return !clocks.knows(now.thread, before.thread, before.time);
     if (before.epoch != now.epoch || before.thread == now.thread) return false;
-    if (before.thread == MANY) return true;
     if (clocks.active && clocks.knows(now.thread, before.thread, before.time)) return false;
     return before.thread / 32 != now.thread / 32 || before.warp_epoch == now.warp_epoch;
+}
+
+std::string slot_name(int slot) {
+    const std::string of_block = cluster_size() > 1 ? " of block " + std::to_string(rank_of(slot)) + " of the cluster" : "";
+    return thread_name(slot % block.thread_count) + of_block;
 }
 
 std::string name_of(Where where) {
@@ -90,13 +98,13 @@ std::string name_of(Where where) {
 
 std::string name_of(const Accessor& accessor) {
     if (accessor.thread == MANY) return "several threads";
-    return accessor.block == block.number && is_unit(accessor) ? "a copy of a box" : thread_name(accessor.thread);
+    return accessor.block == block.number && is_unit(accessor) ? "a copy of a box" : slot_name(accessor.thread);
 }
 
 [[noreturn]] void fail_race(const Accessor& before, const char* did, const char* does, Where where, const void* code) {
     const bool same_block = before.block == block.number;
     std::string message = name_of(before) + (same_block ? "" : " of another block") + did + name_of(where) + ", which " +
-                          thread_name(block.current->number) + does;
+                          slot_name(block.current->slot) + does;
     message += !same_block       ? ": blocks have no order"
                : is_unit(before) ? " without having waited for its barrier"
                                  : " with no barrier between";
@@ -105,7 +113,7 @@ std::string name_of(const Accessor& accessor) {
 
 // Of readers of several warps: the thread whose read nothing orders before `now`, or −1.
 int concurrent_reader(const Readers& readers, const Accessor& now) {
-    if (readers.epoch != now.epoch) return -1;
+    if (readers.epoch != now.epoch && cluster_size() == 1) return -1;
     for (const WarpReaders& each : readers.warps)
         for (int lane = 0; lane < 32; ++lane) {
             const int thread = each.warp * 32 + lane;
@@ -160,7 +168,7 @@ void check_units(const Cell& cell, bool writes, Where where, const void* code) {
     if (cell.copying == block.number)
         fail_at("race", "a cp.async to " + name_of(where) + " is under way: wait for it, then for the other threads", code);
     if (writes && cell.unit_block == block.number && cell.unit_reads)
-        fail_at("race", "a write to " + name_of(where) + ", which a wgmma that is under way reads, or a store of a box: wait for it", code);
+        fail_at("race", "a write to " + name_of(where) + ", which a product or store that is under way reads: wait for it", code);
 }
 
 void visit(Cell& cell, bool writes, Where where, const void* code) {
@@ -175,7 +183,7 @@ void visit(Cell& cell, bool writes, Where where, const void* code) {
 
 // Shared memory of an earlier block is not this one's.
 Cell& shared_cell(size_t offset) {
-    Cell& cell = shared_cells[offset];
+    Cell& cell = shared_cells[block.rank * ARENA_BYTES + offset];
     if (cell.writer.block != block.number) cell.writer = {};
     if (cell.reader.block != block.number) cell.reader = {};
     return cell;
@@ -202,8 +210,8 @@ void visit_buffer(const Buffer& buffer, size_t offset, size_t bytes, bool writes
 // What a thread does to shared memory itself, a unit comes after only behind a fence of the thread (PTX ISA, "Proxies").
 void require_fence(const Accessor& before, const char* did, size_t offset, const char* does, const void* code) {
     if (before.block != block.number || before.thread == MANY || before.unit || is_unit(before)) return;
-    if (clocks.knows_fence(block.current->number, before.thread, before.time)) return;
-    fail_at("race", "a missing fence.proxy.async: " + thread_name(before.thread) + did + "shared byte " + std::to_string(offset) +
+    if (clocks.knows_fence(block.current->slot, before.thread, before.time)) return;
+    fail_at("race", "a missing fence.proxy.async: " + slot_name(before.thread) + did + "shared byte " + std::to_string(offset) +
                         ", which " + does + ", and has made no fence_async_shared since with a barrier behind it", code);
 }
 
@@ -225,36 +233,48 @@ void require_fences_of_readers(const Cell& cell, const Cell* key, size_t offset,
 const size_t SHARED_GAP = 64;
 
 void start_launch_checks() {
-    shared_cells.assign(ARENA_BYTES, Cell{});
+    shared_cells.assign(ARENA_BYTES * cluster_size(), Cell{});
     buffer_cells.clear();
     many_readers.clear();
     for (int i = 0; i < block.launch->buffer_count; ++i)
         buffer_cells.emplace_back(block.launch->buffers[i].bytes / GLOBAL_GRAIN + 1);
 }
 void start_block_checks() {
-    clocks.start(block.thread_count);
-    initialisers.clear();
+    clocks.start(block.thread_count * cluster_size(), cluster_size());
+    initialisers.assign(BARRIERS_MAX * cluster_size(), {});
     for_unit = false;  // an error may have ended the launch before
 }
-void barrier_checks() { clocks.meet_all(); }
+void barrier_checks() {
+    if (!clocks.active) return;
+    std::vector<int> slots;
+    for (int i = 0; i < block.thread_count; ++i) slots.push_back(block.threads[i].slot);
+    clocks.meet(slots.data(), slots.size());
+}
 void finish_block_checks() {}
 void count_flops(int) {}
 
-void order_initialisation(int) { initialisers.push_back(current_accessor()); }
-void order_use(int barrier) {
-    const Accessor& before = initialisers[barrier];
+namespace {
+
+int column(int barrier) { return block.rank * BARRIERS_MAX + barrier; }
+
+}  // namespace
+
+void order_initialisation(int barrier) { initialisers[column(barrier)] = current_accessor(); }
+void order_use(int barrier, const void* code) {
+    const Accessor& before = initialisers[column(barrier)];
     if (!concurrent(before, current_accessor())) return;
-    fail("race", (thread_name(before.thread) + " initialised a barrier, which " + thread_name(block.current->number) +
-                  " uses with no barrier of the block between").c_str(), block.current->place);
+    const std::string message = slot_name(before.thread) + " initialised a barrier, which " + slot_name(block.current->slot) +
+                                " uses with no barrier of the block between";
+    fail_at("race", message, code);
 }
-void order_arrival(int barrier) { clocks.arrive(block.current->number, barrier); }
-void order_completion(int barrier) { clocks.complete(barrier, barrier_phase(barrier) + 1); }
-void order_wait(int barrier, uint32_t) { clocks.wait(block.current->number, barrier); }
-void order_threads(const int* numbers, int count) { clocks.meet(numbers, count); }
+void order_arrival(int barrier) { clocks.arrive(block.current->slot, column(barrier)); }
+void order_completion(int barrier) { clocks.complete(column(barrier), barrier_phase(barrier) + 1); }
+void order_wait(int barrier, uint32_t) { clocks.wait(block.current->slot, column(barrier)); }
+void order_threads(const int* slots, int count) { clocks.meet(slots, count); }
 void order_warp(int warp, uint32_t mask) {
-    if (clocks.active) clocks.meet_warp(warp, mask, block.warps[warp].alive);
+    if (clocks.active) clocks.meet_warp(block.threads[0].slot / 32 + warp, mask, block.warps[warp].alive);
 }
-void order_proxies() { clocks.fence(block.current->number); }
+void order_proxies() { clocks.fence(block.current->slot); }
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (!block.current || !bytes) return;
@@ -295,11 +315,11 @@ void unit_write_issued(const char* address, size_t bytes, const void* barrier, c
     for_unit = false;
     for (size_t i = 0; i < bytes; ++i) {
         require_fence(before[i].writer, " wrote ", first + i, "a copy of a box overwrites", code);
-        require_fences_of_readers(before[i], &shared_cells[first + i], first + i, code);
+        require_fences_of_readers(before[i], &shared_cells[block.rank * ARENA_BYTES + first + i], first + i, code);
     }
     const int index = barrier_index(barrier);
     if (index < 0) return;  // fails when the bytes arrive
-    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(index), UNDER_WAY, true};
+    const Accessor unit{block.number, block.epoch, 0, clocks.barrier_thread(column(index)), UNDER_WAY, true};
     for (size_t i = 0; i < bytes; ++i) shared_cell(first + i).writer = unit;
 }
 
@@ -316,7 +336,7 @@ void unit_read_issued(const char* address, size_t bytes, const void* code) {
     for_unit = false;
     for (size_t i = 0; i < bytes; ++i) {
         const size_t offset = address - block.shared + i;
-        Cell& cell = shared_cells[offset];
+        Cell& cell = shared_cells[block.rank * ARENA_BYTES + offset];
         require_fence(cell.writer, " wrote ", offset, "a product or a store of a box reads", code);
         cell.unit_reads = (cell.unit_block == block.number ? cell.unit_reads : 0) + 1;
         cell.unit_block = block.number;

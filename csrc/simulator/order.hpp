@@ -2,7 +2,7 @@
 //
 // A thread's time goes on whenever others may learn of what it did. known[u][t] is the time of thread t up to which all
 // its accesses come before what u does next; an mbarrier counts as one more thread, whose time is its completed phases.
-// Barriers of the whole block order everything and need no clocks: the checks count them apart.
+// Kernels that use neither mbarriers nor named barriers need no clocks: the checks count barriers of the block apart.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -17,19 +17,20 @@ class Clocks {
 public:
     using Times = std::vector<uint32_t>;
 
-    void start(int threads) {
-        columns = threads + BARRIERS_MAX;
+    // Of all blocks of a cluster: their threads by slot, their barriers by rank and index.
+    void start(int threads, int blocks) {
+        first_barrier = threads;
+        columns = threads + blocks * BARRIERS_MAX;
         known.assign(threads, Times(columns, 0));
         times.assign(threads, 1);
         fences.assign(threads, {});
-        block_times.assign(threads, 0);
         releases.clear();
         learnt.assign((threads + 31) / 32, 0);
         active = uses_barriers;
     }
 
     bool knows(int thread, int other, uint32_t time) const { return known[thread][other] >= time; }
-    int barrier_thread(int barrier) const { return columns - BARRIERS_MAX + barrier; }
+    int barrier_thread(int barrier) const { return first_barrier + barrier; }
 
     void arrive(int thread, int barrier) {
         if (static_cast<int>(releases.size()) <= barrier) releases.resize(barrier + 1, {Times(columns, 0), Times(columns, 0)});
@@ -78,17 +79,11 @@ public:
             if (mask >> lane & 1) ++times[first + lane];
     }
 
-    // A barrier of the block: all know of all that was before.
-    void meet_all() {
-        block_times = times;
-        for (uint32_t& time : times) ++time;
-    }
-
     uint32_t time(int thread) const { return times[thread]; }
     void fence(int thread) { fences[thread].push_back(times[thread]++); }
     // Whether `other` has made a fence since its access at `time`, and before what `thread` knows of.
     bool knows_fence(int thread, int other, uint32_t time) const {
-        const uint32_t known_time = thread == other ? times[other] : std::max(known[thread][other] + 1, block_times[other] + 1);
+        const uint32_t known_time = thread == other ? times[other] : known[thread][other];
         const auto fence = std::lower_bound(fences[other].begin(), fences[other].end(), time);
         return fence != fences[other].end() && *fence < known_time;
     }
@@ -103,10 +98,10 @@ private:
         for (size_t i = 0; i < into.size(); ++i) into[i] = into[i] < other[i] ? other[i] : into[i];
     }
 
-    int columns = 0;
+    int columns = 0, first_barrier = 0;
     std::vector<Times> known;
-    Times times, block_times;          // block_times: at the last barrier of the block
-    std::vector<Times> fences;         // of each thread, the times at which it made one
+    Times times;
+    std::vector<Times> fences;  // of each thread, the times at which it made one
     std::vector<Release> releases;
     std::vector<char> learnt;  // of each warp: whether a lane may know what the others do not
 };

@@ -1,4 +1,6 @@
 // The scheduler: runs the blocks of a launch one after the other, and the threads of a block as fibers.
+#include <memory>  // before __noinline__ is a macro
+
 #include "runtime.hpp"
 
 #include <signal.h>
@@ -27,6 +29,8 @@ uint64_t next_random() {  // xorshift64
     return x;
 }
 
+std::unique_ptr<Block> parked[CLUSTER_MAX];  // blocks of the cluster that do not run now
+
 void enter(int number) {
     block.current = &block.threads[number];
     thread_index.x = number;
@@ -41,50 +45,85 @@ State& my_state() { return block.states[block.current->number]; }
     __builtin_unreachable();
 }
 
-std::string name_of_wait(int number) {
-    const State state = block.states[number];
-    if (state == State::AT_BARRIER) return "at a barrier";
-    return state == State::IN_WARP_OPERATION ? "in a warp operation" : describe_wait(number);
+std::string address_text(const void* code) {
+    char text[32];
+    snprintf(text, sizeof text, "@%p", code);
+    return text;
 }
 
+std::string name_of_wait(int number) {
+    const State state = block.states[number];
+    const Thread& thread = block.threads[number];
+    if (state == State::AT_BARRIER) return "at a barrier, line " + std::to_string(block.barrier.line);
+    if (state == State::IN_WARP_OPERATION) return "in a warp operation, line " + std::to_string(thread.place.line);
+    return describe_wait(number) + ", " + address_text(thread.code);
+}
+
+// Of the threads that wait, the first of each kind.
 [[noreturn]] void fail_deadlock() {
+    std::vector<std::string> waits;
     std::string message = "no thread can go on:";
-    int shown = 0;
-    for (int i = 0; i < block.thread_count && shown < 4; ++i) {
-        const State state = block.states[i];
-        if (state == State::DONE) continue;
-        const Place place = state == State::AT_BARRIER ? block.barrier : block.threads[i].place;
-        message += " " + thread_name(i) + " waits " + name_of_wait(i) + ", line " + std::to_string(place.line) + ";";
-        ++shown;
-    }
+    for (int rank = 0; rank < cluster_size(); ++rank)
+        in_block(rank, [&] {
+            for (int i = 0; i < block.thread_count; ++i) {
+                if (block.states[i] == State::DONE) continue;
+                const std::string of_block = cluster_size() > 1 ? " of block " + std::to_string(rank) : "", wait = name_of_wait(i);
+                if (std::count(waits.begin(), waits.end(), of_block + wait) || waits.size() >= 4) continue;
+                waits.push_back(of_block + wait);
+                message += " " + thread_name(i) + of_block + " waits " + wait + ";";
+            }
+        });
     fail("deadlock", message.c_str(), {nullptr, 0});
 }
 
-// The next thread that can run, after `from` in the order of the launch; -1 if there is none.
-int next_ready(int from) {
-    const int count = block.thread_count;
+// The next thread of a block that can run, after `from` in the order of the launch; -1 if there is none.
+int next_ready(const Block& own, int from) {
+    const int count = own.thread_count;
     const int step = block.launch->order == REVERSE ? count - 1 : 1;
     int candidate = block.launch->order == RANDOM ? static_cast<int>(next_random() % count) : from;
     for (int i = 0; i < count; ++i) {
         candidate += step;
         if (candidate >= count) candidate -= count;  // a remainder would cost as much as the switch itself
-        if (block.states[candidate] == State::READY) return candidate;
+        if (own.states[candidate] == State::READY) return candidate;
     }
     return -1;
 }
 
+struct Next {
+    int rank, number;
+};
+
+// Of the same block, or if the order is random or none of them can run, of another of the cluster.
+Next find_next(int from) {
+    const int size = cluster_size();
+    const int first = size > 1 && block.launch->order == RANDOM ? static_cast<int>(next_random() % size) : block.rank;
+    for (int i = 0; i < size; ++i) {
+        const int rank = (first + i) % size;
+        const int number = next_ready(block_of(rank), from);
+        if (number >= 0) return {rank, number};
+    }
+    return {0, -1};
+}
+
+int alive_in_cluster() {
+    int alive = 0;
+    for (int rank = 0; rank < cluster_size(); ++rank) alive += block_of(rank).alive;
+    return alive;
+}
+
 __attribute__((noinline)) void search_another() {
-    const int me = block.current->number;
+    const int me = block.current->number, rank = block.rank;
     if (has_box_copies() && block.launch->order == RANDOM && next_random() % 8 == 0) complete_box_copy(next_random());
-    int next = next_ready(me);
-    while (next < 0 && has_box_copies() && complete_box_copy(next_random())) next = next_ready(me);
-    if (next < 0) {
-        if (block.alive) fail_deadlock();
+    Next next = find_next(me);
+    while (next.number < 0 && has_box_copies() && complete_box_copy(next_random())) next = find_next(me);
+    if (next.number < 0) {
+        if (alive_in_cluster()) fail_deadlock();
         leave_to_scheduler(block.contexts[me]);
     }
-    if (next == me) return;
-    enter(next);
-    switch_to(block.contexts[me], block.contexts[next]);
+    if (next.rank == rank && next.number == me) return;
+    enter_block(next.rank);
+    enter(next.number);
+    switch_to(block_of(rank).contexts[me], block.contexts[next.number]);
 }
 
 inline void run_another() {
@@ -121,10 +160,11 @@ void prepare_threads() {
     block.at_barrier = 0;
     for (int i = 0; i < count; ++i) {
         Thread& thread = block.threads[i];
-        char*& stack = block.launch->stacks[i];
+        char*& stack = block.launch->stacks[block.rank * count + i];
         if (!stack) stack = allocate_stack();
         thread.stack = stack;
         thread.number = i;
+        thread.slot = block.rank * count + i;
         thread.lane = i % 32;
         thread.warp = i / 32;
         block.states[i] = State::READY;
@@ -136,25 +176,43 @@ void prepare_threads() {
     }
 }
 
-void run_block(unsigned x, unsigned y, unsigned z) {
-    block_index = {x, y, z};
-    ++block.number;
-    ++block.epoch;
+// Sets up the block that is entered, at (x,y,z) of the grid.
+void prepare_block(unsigned x, unsigned y, unsigned z) {
+    block.index = {x, y, z};
+    if (!block.shared) {
+        void* const memory = mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        block.shared = static_cast<char*>(memory);
+        block.arena_used = ARENA_BYTES;
+    }
     memset(block.shared, 0xFF, block.arena_used);
     block.arena_used = block.shared_bytes = 0;
     block.sites.clear();
     prepare_threads();
-    start_box_copies();
     start_barriers();
     start_warpgroups();
+}
+
+// The blocks of a cluster from (x,y,z) on, together; without clusters, one block.
+void run_cluster(unsigned x, unsigned y, unsigned z) {
+    const uint32_t number = block.number + 1, epoch = block.epoch + 1;
+    for (int rank = cluster_size() - 1; rank >= 0; --rank) {
+        enter_block(rank);
+        block.number = number;
+        block.epoch = epoch;
+        prepare_block(x + rank, y, z);
+    }
+    block_index = block.index;
+    start_box_copies();
     start_block_checks();
-    enter(std::max(0, next_ready(block.thread_count - 1)));
+    const Next first = find_next(block.thread_count - 1);
+    enter_block(first.rank);
+    enter(first.number);
     switch_to(block.scheduler, block.contexts[block.current->number]);
     finish_block_checks();
 }
 
 void run_blocks() {
-    const uint64_t gx = grid_size.x, gy = grid_size.y, total = gx * gy * grid_size.z;
+    const uint64_t size = cluster_size(), gx = grid_size.x / size, gy = grid_size.y, total = gx * gy * grid_size.z;
     // A step coprime to the number of blocks visits each once, in an order that looks random.
     uint64_t step = 1;
     if (block.launch->order == RANDOM) {
@@ -164,7 +222,7 @@ void run_blocks() {
     uint64_t position = block.launch->order == RANDOM ? next_random() % total : 0;
     for (uint64_t i = 0; i < total && block.error.empty(); ++i) {
         const uint64_t b = block.launch->order == REVERSE ? total - 1 - i : position;
-        run_block(b % gx, b / gx % gy, b / (gx * gy));
+        run_cluster(b % gx * size, b / gx % gy, b / (gx * gy));
         position = (position + step) % total;
     }
 }
@@ -239,6 +297,34 @@ inline void complete(const AsyncCopy& copy) {
 
 void yield_thread() { run_another(); }
 
+Block& block_of(int rank) { return rank == block.rank ? block : *parked[rank]; }
+
+void enter_block(int rank) {
+    const int before = block.rank;
+    if (rank == before) return;
+    if (!parked[rank]) parked[rank] = std::make_unique<Block>();
+    parked[before] = std::move(parked[rank]);
+    Block& other = *parked[before];
+    std::swap(block, other);
+    // What belongs to the launch stays.
+    block.launch = other.launch;
+    block.current = other.current;
+    block.scheduler = other.scheduler;
+    block.random = other.random;
+    block.error.swap(other.error);
+    block.rank = rank;
+    block_index = block.index;
+    switch_barriers(before, rank);
+    switch_warpgroups(before, rank);
+}
+
+void require_block(int rank, const void* code) {
+    const std::string name = "block " + std::to_string(rank) + " of the cluster";
+    if (rank < 0 || rank >= cluster_size())
+        fail_at("cluster", name + " does not exist: it has " + std::to_string(cluster_size()), code);
+    if (!block_of(rank).alive) fail_at("cluster", name + " has ended, and its shared memory with it", code);
+}
+
 std::string thread_name(int number) { return "thread " + std::to_string(number); }
 
 // The error's text: kind, message, place, each on a line; Python adds the kernel and resolves code addresses.
@@ -254,9 +340,8 @@ void fail(const char* kind, const char* message, Place place) {
 }
 
 void fail_at(const char* kind, const std::string& message, const void* code) {
-    char text[32];
-    snprintf(text, sizeof text, "@%p", code);
-    fail(kind, message.c_str(), {text, 0});
+    const std::string text = address_text(code);
+    fail(kind, message.c_str(), {code ? text.c_str() : nullptr, 0});
 }
 
 void* shared_memory(const void* key, size_t bytes, size_t alignment) {
@@ -398,6 +483,7 @@ void copy_async_wait(int groups_in_flight) {
 
 // 0, or 1 with the error's text in launch->error.
 extern "C" __attribute__((visibility("default"))) int gpucnn_simulate(const Launch* launch) {
+    enter_block(0);
     block.launch = launch;
     block.error.clear();
     block.number = block.epoch = 0;
@@ -405,13 +491,10 @@ extern "C" __attribute__((visibility("default"))) int gpucnn_simulate(const Laun
     thread_index = {0, 0, 0};
     block_size = {launch->threads, 1, 1};
     grid_size = {launch->grid[0], launch->grid[1], launch->grid[2]};
-    if (!block.shared) {
-        void* const memory = mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        block.shared = static_cast<char*>(memory);
-        block.arena_used = ARENA_BYTES;
-    }
     if (launch->threads > THREADS_MAX) {
         block.error = "launch\na block has " + std::to_string(launch->threads) + " threads; the limit is 1024";
+    } else if (launch->cluster > CLUSTER_MAX || (launch->cluster > 1 && launch->threads % 32)) {
+        block.error = "launch\na cluster has at most 8 blocks, of whole warps";
     } else {
         const SignalGuard guard;
         start_launch_checks();

@@ -9,7 +9,7 @@
 
 namespace simulator {
 
-enum class State : uint8_t { READY, AT_BARRIER, IN_WARP_OPERATION, AT_MBARRIER, AT_NAMED_BARRIER, FOR_REGISTERS, DONE };
+enum class State : uint8_t { READY, AT_BARRIER, IN_WARP_OPERATION, AT_MBARRIER, AT_NAMED_BARRIER, AT_CLUSTER_BARRIER, FOR_REGISTERS, DONE };
 
 struct AsyncCopy {
     char* destination;
@@ -21,7 +21,9 @@ struct AsyncCopy {
 struct Thread {
     char* stack = nullptr;
     int number, lane, warp;    // number: position in the block
-    Place place;               // where it waits, but at a barrier of the block
+    int slot;                  // position in the cluster, of all threads of all its blocks
+    Place place;               // where it waits in a warp operation
+    const void* code;          // where it waits at a barrier of barrier.cpp
     void* argument;            // of the warp operation it waits in, or its mbarrier
     int copy_groups;           // committed cp.async groups
     std::vector<AsyncCopy> copies;
@@ -60,7 +62,8 @@ struct Launch {
     uint64_t seed;
     int late_copies;  // asynchronous copies complete as late as is legal, instead of at once
     int architecture;  // 90 for sm_90
-    char** stacks;     // THREADS_MAX, allocated when they are first used; all libraries of a process share them
+    int cluster;       // blocks along x that run together
+    char** stacks;     // STACKS_MAX, allocated when they are first used; all libraries of a process share them
     char* error;
     size_t error_bytes;
 };
@@ -68,7 +71,7 @@ struct Launch {
 constexpr size_t SHARED_BYTES_MAX = 232448;          // 227 KiB, sm_90's limit for a block
 constexpr size_t ARENA_BYTES = SHARED_BYTES_MAX + (64 << 10);  // and what builds leave free between arrays
 
-constexpr int THREADS_MAX = 1024;
+constexpr int THREADS_MAX = 1024, CLUSTER_MAX = 8, STACKS_MAX = THREADS_MAX * CLUSTER_MAX;
 
 struct Block {
     // Of each thread. What a barrier touches lies together, apart from the rest: it must stay in the CPU's first cache.
@@ -93,8 +96,29 @@ struct Block {
     const Launch* launch = nullptr;
     std::string error;
     uint64_t random = 0;
+    int rank = 0;  // position in its cluster
+    uint3 index{};
 };
-extern Block block;
+extern Block block;  // the one that runs now; the others of its cluster are kept apart
+
+// A block of the cluster, and a thread's slot there.
+Block& block_of(int rank);
+inline int cluster_size() { return block.launch->cluster; }
+// Makes another block of the cluster the one that runs, but for `current`, the thread that acts.
+void enter_block(int rank);
+template <class Action>
+void in_block(int rank, Action action) {
+    const int before = block.rank;
+    enter_block(rank);
+    action();
+    enter_block(before);
+}
+// The address in another block of the cluster where `address` is in the one that runs.
+inline char* cluster_address(const void* address, int rank) {
+    return block_of(rank).shared + (static_cast<const char*>(address) - block.shared);
+}
+// Fails unless a block of that rank is in the cluster and has threads that have not ended.
+void require_block(int rank, const void* code);
 
 void yield_thread();  // runs others; returns when the state of the current thread, which is set before, is READY again
 [[noreturn]] void fail_at(const char* kind, const std::string& message, const void* code);
@@ -117,6 +141,7 @@ void unit_read_finished(const char* address, size_t bytes, const void* code = nu
 
 // wgmma.cpp, at a block's start, and when a thread ends: then none of its warp's wgmma may be under way.
 void start_warpgroups();
+void switch_warpgroups(int from, int to);  // between blocks of a cluster
 void end_warpgroup_thread();
 
 }  // namespace simulator

@@ -50,7 +50,8 @@ struct Copy {
     char* shared;
     void* barrier;  // of a load; null: a store
     unsigned blocks;
-    int thread, group;
+    int rank;           // of the block whose shared memory it is
+    int thread, group;  // thread: the slot of the one that issued it
     Stage stage;
     bool waited;                // for a store's read
     std::vector<char> content;  // that a store has read
@@ -84,7 +85,7 @@ template <class Visit>
 void visit_box(const Copy& copy, Visit visit) {
     const Map& map = copy.map;
     int j[RANK_MAX] = {};
-    for (int r = 0; r < map.rows(); ++r) {
+    for (int r = 0, rows = map.rows(); r < rows; ++r) {
         int64_t where[RANK_MAX];
         for (int i = 1; i < map.rank; ++i) where[i] = int64_t{copy.at[i]} + j[i] * map.steps[i];
         visit(place_row(map, copy.at[0], where, copy.shared + r * map.row_bytes()));
@@ -183,12 +184,14 @@ void write_store(Copy& copy) {
 }
 
 void advance(Copy& copy) {
-    if (copy.barrier)
-        load(copy);
-    else if (copy.stage == Stage::ISSUED)
-        read_store(copy);
-    else
-        write_store(copy);
+    in_block(copy.rank, [&] {
+        if (copy.barrier)
+            load(copy);
+        else if (copy.stage == Stage::ISSUED)
+            read_store(copy);
+        else
+            write_store(copy);
+    });
 }
 
 void forget_finished() {
@@ -247,7 +250,8 @@ Copy make_copy(const void* map, void* shared, int rank, const int* at, void* bar
     std::copy(at, at + rank, copy.at);
     copy.shared = static_cast<char*>(shared);
     copy.barrier = barrier;
-    copy.thread = block.current->number;
+    copy.rank = block.rank;
+    copy.thread = block.current->slot;
     copy.group = groups[copy.thread];
     copy.code = code;
     check_shared(copy);
@@ -280,7 +284,7 @@ void issue(Copy& copy) {
 
 void start_box_copies() {
     copies.clear();
-    groups.assign(block.thread_count, 0);
+    groups.assign(block.thread_count * cluster_size(), 0);
 }
 
 bool has_box_copies() { return !copies.empty(); }
@@ -298,25 +302,35 @@ bool complete_box_copy(uint64_t random) {
 
 void finish_box_copies() {
     for (Copy& copy : copies) {
-        block.current = &block.threads[copy.thread];
+        if (copy.rank != block.rank) continue;
         require(!copy.barrier, "the block ends while a load into its shared memory is under way", copy.code);
         require(copy.group < groups[copy.thread], "the block ends, and a store was never committed", copy.code);
         require(copy.waited, "the block ends, and nothing waited until a store had read its shared memory", copy.code);
         while (copy.stage != Stage::WRITTEN) advance(copy);
     }
-    copies.clear();
+    forget_finished();
 }
 
 void tma_load(void* shared, const void* map, void* barrier, int rank, const int* at, const int* offsets, unsigned blocks) {
     const void* const code = __builtin_return_address(0);
-    Copy copy = make_copy(map, shared, rank, at, barrier, code);
-    require(!!offsets == !!copy.map.walks, offsets ? "an im2col load by a tiled map" : "a tiled load by an im2col map", code);
-    require(blocks <= 1, "a multicast to blocks outside the cluster", code);
-    if (offsets) {
-        std::copy(offsets, offsets + rank - 2, copy.offsets);
-        check_walk(copy);
+    const auto load_here = [&](void* own_shared, void* own_barrier) {
+        Copy copy = make_copy(map, own_shared, rank, at, own_barrier, code);
+        require(!!offsets == !!copy.map.walks, offsets ? "an im2col load by a tiled map" : "a tiled load by an im2col map", code);
+        if (offsets) {
+            std::copy(offsets, offsets + rank - 2, copy.offsets);
+            check_walk(copy);
+        }
+        issue(copy);
+    };
+    if (!blocks) return load_here(shared, barrier);
+    for (int to = 0; to < 16; ++to) {
+        if (!(blocks >> to & 1)) continue;
+        require(to < cluster_size(), "a multicast to blocks outside the cluster", code);
+        require_block(to, code);
+        void* const own_shared = cluster_address(shared, to);
+        void* const own_barrier = cluster_address(barrier, to);
+        in_block(to, [&] { load_here(own_shared, own_barrier); });
     }
-    issue(copy);
 }
 
 void tma_store(const void* map, const void* shared, int rank, const int* at) {
@@ -328,10 +342,10 @@ void tma_store(const void* map, const void* shared, int rank, const int* at) {
     issue(copy);
 }
 
-void tma_store_commit() { ++groups[block.current->number]; }
+void tma_store_commit() { ++groups[block.current->slot]; }
 
 void tma_store_wait(int groups_in_flight, bool read_only) {
-    const int me = block.current->number, open = groups[me] - groups_in_flight;
+    const int me = block.current->slot, open = groups[me] - groups_in_flight;
     for (Copy& copy : copies) {
         if (copy.barrier || copy.thread != me || copy.group >= open) continue;
         while (copy.stage < (read_only ? Stage::READ : Stage::WRITTEN)) advance(copy);

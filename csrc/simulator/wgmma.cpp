@@ -394,6 +394,28 @@ void warpgroup_wait(int groups, Place place) {
 
 void start_warpgroups() { used = false; }
 
+namespace {
+
+struct Parked {
+    std::vector<WarpProducts> warps;
+    std::vector<std::vector<WarpgroupProduct>> warpgroups;
+    bool used;
+};
+Parked parked[CLUSTER_MAX];  // of the blocks of the cluster that do not run now
+
+void exchange(Parked& other) {
+    warps.swap(other.warps);
+    warpgroups.swap(other.warpgroups);
+    std::swap(used, other.used);
+}
+
+}  // namespace
+
+void switch_warpgroups(int from, int to) {
+    exchange(parked[from]);
+    exchange(parked[to]);
+}
+
 void end_warpgroup_thread() {
     if (!used) return;
     const int number = block.current->warp;

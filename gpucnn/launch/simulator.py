@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -149,16 +150,17 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("late_copies", ctypes.c_int),
         ("architecture", ctypes.c_int),
+        ("cluster", ctypes.c_int),
         ("stacks", ctypes.c_void_p),
         ("error", ctypes.c_char_p),
         ("error_bytes", ctypes.c_size_t),
     ]
 
 
-THREADS_MAX = 1024  # of a block
+STACKS_MAX = 1024 * 8  # threads of a block, blocks of a cluster
 # Of the fibers of all libraries: each takes two of the 65,530 mappings that Linux lets a process have, so they are
 # shared, and launches take turns.
-_stacks = (ctypes.c_void_p * THREADS_MAX)()
+_stacks = (ctypes.c_void_p * STACKS_MAX)()
 _running = threading.Lock()
 
 
@@ -182,6 +184,7 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
         seed=chosen.seed,
         late_copies=chosen.late_copies,
         architecture=int(chosen.architecture.removeprefix("sm_")),
+        cluster=entry.cluster,
         stacks=ctypes.cast(_stacks, ctypes.c_void_p),
         error=ctypes.cast(error, ctypes.c_char_p),
         error_bytes=len(error),
@@ -235,6 +238,7 @@ def _error(entry: Entry, arguments: list[Any], module: Any, text: str) -> Simula
     names = [name for _, name, _ in _arrays(entry, arguments)]
     for position in reversed(range(len(names))):
         message = message.replace(f"argument {position}", f"argument {names[position]}")
+    message = re.sub("@0x[0-9a-f]+", lambda match: _place(f"{match[0]}:0", module), message)
     return SimulatorError(kind, entry.name, message, _place(place[0], module) if place else None)
 
 

@@ -84,7 +84,7 @@ KERNEL(64, 1) named_exchange_missing(const float* x, float* y, int count) {
 }
 
 // 384 threads have 168 registers each; the first warpgroup gives some, the others take them.
-KERNEL(384, 1) registers_change(float* y, int) {
+KERNEL(384, 1) registers_change(float* y, int n) {
     if (threadIdx.x < 128) {
         give_registers<40>();
     } else {
@@ -92,7 +92,7 @@ KERNEL(384, 1) registers_change(float* y, int) {
         y[threadIdx.x - 128] = 1.0f;
     }
 }
-KERNEL(384, 1) registers_too_many(float* y, int) {
+KERNEL(384, 1) registers_too_many(float* y, int n) {
     if (threadIdx.x < 128) {
         give_registers<48>();
     } else {
@@ -100,7 +100,7 @@ KERNEL(384, 1) registers_too_many(float* y, int) {
         y[threadIdx.x - 128] = 1.0f;
     }
 }
-KERNEL(384, 1) registers_given_up(float* y, int) {
+KERNEL(384, 1) registers_given_up(float* y, int n) {
     give_registers<240>();
     y[threadIdx.x] = 1.0f;
 }
@@ -190,4 +190,76 @@ KERNEL(32, 1) script_plain_access(float* y, int n) {
     barrier_init(barrier, 1);
     barrier->state = n;
     y[0] = 1.0f;
+}
+
+// Each block of a pair writes a value, announces it to the other by a remote arrival, waits for the other's, and passes its
+// own sum to y; `rounds` times.
+enum ClusterFault { SOUND, NO_CLUSTER_WAIT, ENDS_EARLY, NO_INIT_FENCE };
+template <ClusterFault FAULT>
+__device__ __forceinline__ void ping(float* y, int rounds) {
+    SHARED(Barrier, barriers, [2]);
+    SHARED(float, sum, [64]);
+    const int other = cluster_rank() ^ 1;
+    if (threadIdx.x == 0) {
+        barrier_init(&barriers[0], 1);
+        if (FAULT != NO_INIT_FENCE) barrier_init_fence();
+    }
+    if (FAULT == NO_CLUSTER_WAIT)
+        __syncthreads();
+    else
+        cluster_wait();
+    sum[threadIdx.x] = 0.0f;
+    for (int i = 0; i < rounds; ++i) {
+        if (FAULT != ENDS_EARLY) cluster_wait();  // all have waited for the round before
+        if (threadIdx.x == 0 && (FAULT != ENDS_EARLY || cluster_rank() == 0)) barrier_arrive_cluster(&barriers[0], other);
+        if (FAULT != ENDS_EARLY) barrier_wait(&barriers[0], i & 1);
+        sum[threadIdx.x] += static_cast<float>(i + cluster_rank());
+    }
+    y[blockIdx.x * 64 + threadIdx.x] = sum[threadIdx.x];
+    if (FAULT != ENDS_EARLY) cluster_wait();
+}
+CLUSTER_KERNEL(64, 1, 2) cluster_ping(float* y, int n) { ping<SOUND>(y, n); }
+CLUSTER_KERNEL(64, 1, 2) cluster_no_wait(float* y, int n) { ping<NO_CLUSTER_WAIT>(y, n); }
+CLUSTER_KERNEL(64, 1, 2) cluster_ends_early(float* y, int n) { ping<ENDS_EARLY>(y, n); }
+CLUSTER_KERNEL(64, 1, 2) cluster_no_fence(float* y, int n) { ping<NO_INIT_FENCE>(y, n); }
+
+KERNEL(32, 1) script_invalidated(float* y, int n) {
+    SHARED(Barrier, barriers, [2]);
+    if (threadIdx.x > 0) return;
+    for (int i = 0; i < n; ++i) {
+        barrier_init(barriers, 1);
+        barrier_arrive(barriers);
+        barrier_wait(barriers, 0);
+        barrier_invalidate(barriers);
+    }
+    y[0] = 1.0f;
+    if (n == 1) barrier_arrive(barriers);
+}
+KERNEL(64, 1) script_used_before_init(float* y, int n) {
+    SHARED(Barrier, barriers, [1]);
+    if (threadIdx.x == 0) barrier_init(barriers, 64);
+    if (n > 0) __syncthreads();
+    barrier_arrive(barriers);
+    barrier_wait(barriers, 0);
+    y[threadIdx.x] = 1.0f;
+}
+KERNEL(32, 1) script_unfinished(float* y, int n) {
+    SHARED(Barrier, barriers, [1]);
+    if (threadIdx.x > 0) return;
+    barrier_init(barriers, 2);
+    barrier_arrive_expect(barriers, 64);
+    y[0] = 1.0f;
+}
+
+// y (steps,2): whether the wait for parity 0, and for parity 1, would pass, after each step of a script: n arrivals a
+// step, then a wait for the phase if it has ended.
+KERNEL(32, 1) golden_mbarrier(int* y, int arrivals, int steps) {
+    SHARED(Barrier, barriers, [1]);
+    if (threadIdx.x > 0) return;
+    barrier_init(barriers, arrivals);
+    for (int i = 0; i < steps; ++i) {
+        y[2 * i] = barrier_try_wait(barriers, 0);
+        y[2 * i + 1] = barrier_try_wait(barriers, 1);
+        barrier_arrive(barriers);
+    }
 }
