@@ -60,6 +60,12 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for operation in ("forward", "backward_input")
         for form in ("units", "values")
     },
+    **{
+        f"gemm_{layout}_{form}{type_}": (*copies, "LDSM", "HMMA", "STG.E.128")
+        for layout in ("nn", "nt", "tn")
+        for form, copies in (("", ("LDGSTS.E.BYPASS.128",)), ("values_", ()))
+        for type_ in ("bfloat16", "float16")
+    },
     "conv2d_backward_weight_units": ("LDGSTS.E.BYPASS.128", "LDSM", "HMMA", "STG.E.64"),
     "conv2d_backward_weight_values": ("LDSM", "HMMA", "STG.E.64"),
     "winograd4_output": ("STG.E.128",),
