@@ -68,14 +68,14 @@ def split_terms(K: int, splits: int, step: int) -> int:
     return -(-K // (splits * step)) * step
 
 
-def suits(a: Any, b: Any, c: Any, arithmetic: str) -> bool:
+def suits(a: Any, b: Any, c: Any, residual: Any, arithmetic: str) -> bool:
     """Whether the kernels are chosen for a product: on sm_90, of what they take, unless most of a tile were padding.
 
     - arithmetic: "bfloat16", "float16" or "tf32"; others are not the kernels'
     """
     if arithmetic != TYPES.get(a.dtype.name) or min(c.shape[1:]) < MIN_EXTENT or architecture_of(c) != 90:
         return False
-    return takes(a, b, c)
+    return takes(a, b, c) and (residual is None or residual.strides == c.strides)
 
 
 def takes(a: Any, b: Any, c: Any) -> bool:
