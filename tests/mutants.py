@@ -948,7 +948,7 @@ HOPPER = (
     ),
     Mutant(
         "hopper_taps_turned",
-        "conv2d_hopper.cu",
+        "conv2d_hopper.cuh",
         "column * walk.dilation_w, row * walk.dilation_h",
         "row * walk.dilation_w, column * walk.dilation_h",
         "test_conv2d_hopper_kernels.py -k test_pixels_reach_over_images and forward",

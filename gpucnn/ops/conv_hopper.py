@@ -1,4 +1,4 @@
-"""Convolutions on the tensor cores of sm_90 (kernels/conv2d_hopper.cu): which they are, and how they are launched.
+"""Convolutions on the tensor cores of sm_90 (kernels/conv2d_hopper.cuh): which they are, and how they are launched.
 
 Images are channels-last, of bfloat16 or float16, with a multiple of 8 channels, in one group. Patches are never stored:
 the copy engine reads them where they are (gpucnn.launch.tensor_map.im2col). `takes` says what a map can describe; the
@@ -76,7 +76,7 @@ def _images(operation: str, shape: ConvShape, array: Any, pixels: int) -> tensor
 
 
 def _walk(operation: str, shape: ConvShape, channels: int) -> tuple[Any, ...]:
-    """The struct ImageWalk of kernels/conv2d_hopper.cu."""
+    """The struct ImageWalk of kernels/conv2d_hopper.cuh."""
     stride, height, width = shape.stride, shape.P, shape.Q
     first = tuple(-padding for padding in shape.padding)
     if operation == "backward_input":
@@ -162,4 +162,4 @@ def backward_weight(
     launch(f"conv2d_hopper_weights_{x.dtype.name}_{chosen.name}", min(tiles, multiprocessors), g_map, x_map, c_map,
            product, _walk("backward_weight", shape, shape.C), tiles, shared_bytes=chosen.shared_bytes)  # fmt: skip
     sizes = splits, shape.C, slabs * SLAB, taps, math.prod(shape.weight)
-    launch(f"conv2d_hopper_add_{gw.dtype.name}", grid_for(gw.size), sums, gw, *sizes)
+    launch(f"conv2d_hopper_add_{x.dtype.name}_{gw.dtype.name}", grid_for(gw.size), sums, gw, *sizes)

@@ -1,4 +1,4 @@
-"""Matrix products on the tensor cores of sm_90 (kernels/gemm_hopper.cu): which they are, and how they are launched.
+"""Matrix products on the tensor cores of sm_90 (kernels/gemm_hopper.cuh): which they are, and how they are launched.
 
 Operands come by tensor maps, so each needs an axis of neighbours in memory, and all other strides and the address as
 multiples of 16 bytes. What does not is another kernel's; `takes` says which.

@@ -1,4 +1,5 @@
-// Convolutions of channels-last images on Hopper's tensor cores (tile_hopper.cuh), 16 bits, one group. For sm_90a alone.
+// Convolutions of channels-last images on Hopper's tensor cores (tile_hopper.cuh), 16 bits, one group. For sm_90a alone;
+// conv2d_bfloat16_hopper.cu and conv2d_float16_hopper.cu.
 //
 // conv2d_hopper_images: c (pixels, filters) = images · weights. Rows are the pixels of the output (n,p,q), so c is the
 // channels-last output; terms are (64 channels, tap, channel of the 64). A map of the kind im2col brings the 128 pixels'
@@ -11,6 +12,7 @@
 // conv2d_hopper_weights: c (filters, columns) = gyᵀ · patches. Terms are pixels, 64 a step; columns are (tap, channels in
 // slabs of 64), so every slab of patches is one copy. Each split has a plane of float32 sums, in which a tap takes whole
 // slabs; conv2d_hopper_add adds them in their order, so bits do not depend on timing.
+#pragma once
 #include "division.cuh"
 #include "tile_hopper.cuh"
 
@@ -100,16 +102,6 @@ __device__ __forceinline__ void add_planes(const float* planes, Output* gw, int 
     }
 }
 
-#define CONV2D_ADD(output, Output)                                                                                        \
-    KERNEL(256, 4) conv2d_hopper_add_##output(const float* planes, Output* gw, int splits, int channels, int pitch, \
-                                                     int taps, int count) {                                               \
-        add_planes(planes, gw, splits, channels, pitch, taps, count);                                                     \
-    }
-
-CONV2D_ADD(bfloat16, bfloat16)
-CONV2D_ADD(float16, float16)
-CONV2D_ADD(float32, float)
-
 // packed[f,tap,c] = weights[f,c,tap] by strides, for taps in their order or, `turned`, from the last on; `count` weights.
 template <class Source, class Type>
 __device__ __forceinline__ void pack_weights(const Source* weights, Type* packed, int channels, int taps,
@@ -120,40 +112,3 @@ __device__ __forceinline__ void pack_weights(const Source* weights, Type* packed
         packed[i] = round_to<Type>(to_float(weights[from]));
     }
 }
-
-#define CONV2D_PACK(source, Source, type)                                                                              \
-    KERNEL(256, 4) conv2d_hopper_pack_##source##_##type(const Source* weights, type* packed, int channels, int taps,   \
-                                                        int64 filter_stride, int64 channel_stride, int turned,         \
-                                                        int count) {                                                   \
-        pack_weights(weights, packed, channels, taps, filter_stride, channel_stride, turned, count);                   \
-    }
-
-CONV2D_PACK(float32, float, bfloat16)
-CONV2D_PACK(float32, float, float16)
-CONV2D_PACK(bfloat16, bfloat16, bfloat16)
-CONV2D_PACK(float16, float16, float16)
-
-#define CONV2D_IMAGES(type, M, N, stages)                                                                             \
-    KERNEL(384, 1) conv2d_hopper_images_##type##_##M##x##N(                                                           \
-        TENSOR_MAP images, TENSOR_MAP weights, TENSOR_MAP c, type* target, const float* bias, const type* residual,   \
-        GemmShape shape, ImageWalk walk, int tiles, int mapped) {                                                     \
-        using Tile = HopperTiling<type, type, M, N, stages, false, false>;                                            \
-        hopper_product<Tile>(ImageTiles<Tile>{images, weights, shape, walk}, c, target, bias, residual, shape, tiles, \
-                             1, mapped);                                                                              \
-    }
-#define CONV2D_WEIGHTS(type, M, N, stages)                                                                            \
-    KERNEL(384, 1) conv2d_hopper_weights_##type##_##M##x##N(TENSOR_MAP gradients, TENSOR_MAP images, TENSOR_MAP c,    \
-                                                            GemmShape shape, ImageWalk walk, int tiles) {            \
-        using Tile = HopperTiling<type, float, M, N, stages, true, true>;                                            \
-        hopper_product<Tile>(PatchTiles<Tile>{gradients, images, shape, walk}, c, nullptr, nullptr, nullptr, shape,  \
-                             tiles, 1, true);                                                                        \
-    }
-
-CONV2D_IMAGES(bfloat16, 128, 256, 4)
-CONV2D_IMAGES(bfloat16, 128, 128, 6)
-CONV2D_IMAGES(float16, 128, 256, 4)
-CONV2D_IMAGES(float16, 128, 128, 6)
-CONV2D_WEIGHTS(bfloat16, 128, 256, 4)
-CONV2D_WEIGHTS(bfloat16, 128, 128, 6)
-CONV2D_WEIGHTS(float16, 128, 256, 4)
-CONV2D_WEIGHTS(float16, 128, 128, 6)
