@@ -32,7 +32,8 @@ def function(name: str, file: str, device: int) -> Any:
 def _module(file: str) -> Any:
     cupy = devices.cupy()
     if not suits(file, ""):  # CuPy compiles for sm_90, without the instructions of sm_90a
-        return cupy.RawModule(path=str(compilers.cubin_path(file, "sm_90a", "nvrtc")))
+        compiler = "nvrtc" if compilers.is_installed("nvrtc") else "nvcc"
+        return cupy.RawModule(path=str(compilers.cubin_path(file, "sm_90a", compiler)))
     return cupy.RawModule(code=Path(file).read_text(), options=options(file))
 
 
