@@ -251,6 +251,83 @@ OF_KERNELS = (
         "test_conv_tensor_kernels.py -k test_exact and vgg and tf32",
     ),
     Mutant(
+        "half_tail_pixels_unmasked",
+        "conv2d_half_backward_weight.cuh",
+        "const bool pixel = at.number < end;",
+        "const bool pixel = true;",
+        "test_conv_half_kernels.py -k test_exact and many_terms and backward_weight and last-last",
+    ),
+    Mutant(
+        "half_padding_off_by_one",
+        "conv2d_half_gather.cuh",
+        "outside_bits(g.rows, u, g.height)",
+        "outside_bits(g.rows, u, g.height + 1)",
+        "test_conv_half_kernels.py -k test_exact and channels_16 and forward and last-last",
+    ),
+    Mutant(
+        "half_phases_mixed_up",
+        "conv2d_half_gather.cuh",
+        "const int h = u * g.step_h + g.phase_h,",
+        "const int h = u * g.step_h + g.phase_w,",
+        "test_conv_half_kernels.py -k test_exact and phases and backward_input",
+    ),
+    Mutant(
+        "half_rows_not_swizzled",
+        "conv2d_half.cuh",
+        "(chunk ^ (row >> 1 & 3))",
+        "(chunk ^ (row >> 2 & 3))",
+        "test_conv_half_kernels.py -k test_no_bank_conflicts and forward",
+    ),
+    Mutant(
+        "half_stage_written_while_it_is_read",
+        "conv2d_half.cuh",
+        "int reading = 0, writing = AHEAD * Tile::STAGE;",
+        "int reading = 0, writing = 0;",
+        "test_conv_half_kernels.py -k test_exact and many_terms and forward and last-last",
+    ),
+    Mutant(
+        "half_tail_terms_unmasked",
+        "gemm_half.cuh",
+        "source + i * step, left > 0 && i < copies);",
+        "source + i * step, left > -8 && i < copies);",
+        "test_gemm_half_kernels.py -k test_tails_are_exact and nt and half-bfloat16 and 64x64",
+    ),
+    Mutant(
+        "half_tail_row_unmasked",
+        "gemm_half.cuh",
+        "if (row >= shape.M || count <= 0) continue;",
+        "if (row > shape.M || count <= 0) continue;",
+        "test_gemm_half_kernels.py -k test_tails_are_exact and nn and half-bfloat16 and 64x64",
+    ),
+    Mutant(
+        "half_swizzle_of_writes_only",
+        "conv2d_half.cuh",
+        "LEFT_TERMS ? term_place<Tile::TILE_M>(lane % 8 + lane / 16 * 8, row / UNIT + lane / 8 % 2)",
+        "LEFT_TERMS ? (lane % 8 + lane / 16 * 8) * Tile::TILE_M + (row / UNIT + lane / 8 % 2) * UNIT",
+        "test_gemm_half_kernels.py -k test_tails_are_exact and tn and half-bfloat16 and 64x64",
+    ),
+    Mutant(
+        "half_waits_for_a_stage_too_few",
+        "conv2d_half.cuh",
+        "copy_async_wait<AHEAD - 1>();",
+        "copy_async_wait<AHEAD>();",
+        "test_gemm_half_kernels.py -k test_sound and 168 and nt",
+    ),
+    Mutant(
+        "half_chunks_not_added",
+        "gemm_half.cuh",
+        "result, shape, done > 0, done + chunk >= steps);",
+        "result, shape, false, done + chunk >= steps);",
+        "test_gemm_half_kernels.py -k test_small_empty_and_many_terms and bfloat16",
+    ),
+    Mutant(
+        "half_residual_left_out_with_relu",
+        "gemm_half.cuh",
+        "if (last && result.residual)",
+        "if (last && result.residual && !shape.relu)",
+        "test_gemm_half_kernels.py -k test_tails_are_exact and nn and half-bfloat16 and 64x64",
+    ),
+    Mutant(
         "gemm_split_left_out",
         "gemm.cu",
         "for (int split = 0; split < shape.splits; ++split) sum +=",
@@ -825,7 +902,95 @@ OF_PRIMITIVES = (
     ),
 )
 
-MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES
+# Of sm_90's pipeline.
+HOPPER = (
+    Mutant(
+        "hopper_stage_overwritten_unasked",
+        "tile_hopper.cuh",
+        "barrier_wait(ring.empty(ring.stage), ring.parity ^ 1);\n",
+        "\n",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_producer_waits_for_the_wrong_lap",
+        "tile_hopper.cuh",
+        "ring.parity ^ 1",
+        "ring.parity",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_consumer_waits_for_the_wrong_lap",
+        "tile_hopper.cuh",
+        "barrier_wait(ring.full(ring.stage), ring.parity);",
+        "barrier_wait(ring.full(ring.stage), ring.parity ^ 1);",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_stage_given_back_too_early",
+        "tile_hopper.cuh",
+        "if (leads && step > 0) barrier_arrive(ring.empty(ring.previous()));\n        ring.next();",
+        "if (leads) barrier_arrive(ring.empty(ring.stage));\n        ring.next();",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_wrong_descriptor_stride",
+        "tile_hopper.cuh",
+        "ROWS ? Tile::SLAB_BYTES : 16, PATTERN_BYTES)",
+        "ROWS ? Tile::SLAB_BYTES : 16, PATTERN_BYTES / 2)",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_wrong_distance_of_slabs",
+        "tile_hopper.cuh",
+        "Tile::SLAB_BYTES : 16, PATTERN_BYTES)",
+        "PATTERN_BYTES : 16, PATTERN_BYTES)",
+        "test_gemm_hopper_kernels.py -k test_deep_products_and_tails and bfloat16 and nn",
+    ),
+    Mutant(
+        "hopper_wrong_swizzle",
+        "tile_hopper.cuh",
+        "piece + swizzle<LINE_BYTES>(place)",
+        "piece + swizzle<64>(place)",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_no_fence_before_the_store",
+        "tile_hopper.cuh",
+        "        fence_async_shared();\n",
+        "",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_sums_read_before_their_wait",
+        "tile_hopper.cuh",
+        "    wgmma_wait<0>();\n",
+        "    wgmma_wait<1>();\n",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_buffer_written_before_it_is_read",
+        "tile_hopper.cuh",
+        "tma_store_wait_read<PIECES - 1>();",
+        "tma_store_wait_read<PIECES>();",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_tail_row_stored",
+        "tile_hopper.cuh",
+        "if (m < shape.M && n < shape.N) c[",
+        "if (m <= shape.M && n < shape.N) c[",
+        "test_gemm_hopper_kernels.py -k test_rows_of_c_that_no_map_has",
+    ),
+    Mutant(
+        "hopper_taps_turned",
+        "conv2d_hopper.cuh",
+        "column * walk.dilation_w, row * walk.dilation_h",
+        "row * walk.dilation_w, column * walk.dilation_h",
+        "test_conv2d_hopper_kernels.py -k test_pixels_reach_over_images and forward",
+    ),
+)
+
+MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES + HOPPER
 
 
 def run(mutant: Mutant) -> tuple[bool, str]:

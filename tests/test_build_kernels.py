@@ -15,7 +15,7 @@ import pytest
 
 from gpucnn import device as devices
 from gpucnn.cli import build_kernels, main
-from gpucnn.launch import compilers, sources
+from gpucnn.launch import compilers, jit, sources
 
 ROOT = Path(__file__).parents[1]
 EXTENSION = '#include <pybind11/pybind11.h>\nPYBIND11_MODULE(_C, m) { m.attr("one") = 1; }\n'
@@ -70,6 +70,28 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch, capsys):
     assert all(row["bytes"] > 1000 and not row["error"] for row in content["files"])
     monkeypatch.setattr(compilers, "compile_with_nvcc", None)
     assert main(arguments) == 0
+
+
+def test_hopper_kernels_are_compiled_for_hopper_alone(one_kernel: Path):
+    assert compilers.jobs(compilers.ARCHITECTURES) == len(compilers.ARCHITECTURES)
+    (one_kernel / "relu.cu").rename(one_kernel / "relu_hopper.cu")
+    assert compilers.jobs(compilers.ARCHITECTURES) == compilers.jobs(["sm_90a"]) == 1
+    assert compilers.jobs(["sm_80", "sm_100"]) == 0
+
+
+def test_jit_loads_hopper_kernels_compiled_for_sm_90a(monkeypatch):
+    calls: list[dict[str, str]] = []
+
+    class Cupy:
+        @staticmethod
+        def RawModule(**options: str) -> None:
+            calls.append(options)
+
+    monkeypatch.setattr(jit.devices, "cupy", lambda: Cupy)
+    monkeypatch.setattr(compilers, "is_installed", lambda name: name == "nvcc")
+    monkeypatch.setattr(compilers, "cubin_path", lambda file, architecture, compiler: f"{compiler} {architecture}")
+    jit._module.__wrapped__("kernels/x_hopper.cu")
+    assert calls == [{"path": "nvcc sm_90a"}]
 
 
 @needs_nvcc

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.launch.sources import Entry, digest, folder, structs
+from gpucnn.launch import compilers
+from gpucnn.launch.sources import Entry, digest, folder, structs, suits
 from gpucnn.launch.tensor_map import TensorMap
 
 STATIC_SHARED_BYTES = 48 << 10  # above this, dynamic shared memory must be asked for
@@ -29,7 +30,11 @@ def function(name: str, file: str, device: int) -> Any:
 
 @cache
 def _module(file: str) -> Any:
-    return devices.cupy().RawModule(code=Path(file).read_text(), options=options(file))
+    cupy = devices.cupy()
+    if not suits(file, ""):  # CuPy compiles for sm_90, without the instructions of sm_90a
+        compiler = "nvrtc" if compilers.is_installed("nvrtc") else "nvcc"
+        return cupy.RawModule(path=str(compilers.cubin_path(file, "sm_90a", compiler)))
+    return cupy.RawModule(code=Path(file).read_text(), options=options(file))
 
 
 def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:

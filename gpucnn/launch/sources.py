@@ -94,6 +94,12 @@ def files() -> list[Path]:
     return [*sorted(folder().glob("*.cu")), *_registered]
 
 
+def suits(file: str | Path, architecture: str) -> bool:
+    """Whether a file of kernels is compiled for an architecture: *_hopper.cu only for sm_90a, whose own instructions
+    it is made of; the simulator calls it sm_90."""
+    return not Path(file).stem.endswith("_hopper") or architecture in ("sm_90", "sm_90a")
+
+
 def headers() -> list[Path]:
     return sorted(folder().glob("*.cuh"))
 

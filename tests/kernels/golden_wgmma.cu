@@ -1,7 +1,15 @@
 // Small programs of wgmma and stmatrix, as golden_mma.cu has them for mma.sync.
-#include "ptx_barrier.cuh"
 #include "ptx_mma.cuh"
 #include "ptx_wgmma.cuh"
+#if __has_include("ptx_barrier.cuh")
+#include "ptx_barrier.cuh"
+#else
+__device__ __forceinline__ void fence_async_shared() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+#endif
 
 constexpr int MEMORY_WORDS = 10240;  // of shared memory
 constexpr int STEPS_MAX = 4;
