@@ -9,9 +9,9 @@
 | float16        | autocast("float16")  | 10 bits of fraction   | float32 | about 3e-4, of results  |
 
 The first three differ in how float32 arrays are multiplied where kernels run. They are a permission: what has no kernel
-for one, on a GPU before sm_80 or in an algorithm without tensor cores, is computed in float32, and on the CPU everything
-is. float32_tensor turns infinities into NaN. The last two store activations and the gradients between layers in 16 bits:
-half the memory and its traffic; what is multiplied is cast first, parameters stay float32.
+for one, on a GPU before sm_80 or in an algorithm without tensor cores, is computed in float32, and on the CPU
+everything is. float32_tensor turns infinities into NaN. The last two store activations and the gradients between layers
+in 16 bits: half the memory and its traffic; what is multiplied is cast first, parameters stay float32.
 """
 
 from __future__ import annotations
@@ -62,6 +62,18 @@ def checked(name: str) -> str:
     return name
 
 
+def computing(name: str) -> Any:
+    """A context in which this precision is in force, one of all that are named above.
+
+    Raises ValueError for an unknown name.
+    """
+    if name in HALF_PRECISIONS:
+        return autocast(name)
+    if name not in PRECISIONS:
+        raise ValueError(f"precision: {name!r} is unknown; use one of {', '.join(ALL_PRECISIONS)}")
+    return precision(name)
+
+
 _state = threading.local()
 _changes = 0  # of parameters in place: casts that are older do not count
 
@@ -71,11 +83,11 @@ class autocast:
 
     - name: "bfloat16" or "float16"
     - enabled: False switches an outer autocast off inside
-    They cast float32 inputs and weights, and give 16-bit results. Sums are float32. Other layers take what they get: ReLU,
-    pooling, dropout and batch normalisation keep 16 bits (batch statistics and parameters are float32), softmax and losses
-    compute in float32. Parameters stay float32 and so do their gradients; gradients between layers have 16 bits. Backward
-    follows what forward did, inside the context or after it. A parameter is cast once, until an optimiser's step, a loaded
-    state or the end of the context; after other changes in place call `parameters_changed()`.
+    They cast float32 inputs and weights, and give 16-bit results. Sums are float32. Other layers take what they get:
+    ReLU, pooling, dropout and batch normalisation keep 16 bits (batch statistics and parameters are float32), softmax
+    and losses compute in float32. Parameters and their gradients stay float32; gradients between layers have 16 bits.
+    Backward follows what forward did, inside the context or after it. A parameter is cast once, until an optimiser's
+    step, a loaded state or the end of the context; after other changes in place call `parameters_changed()`.
     Raises ValueError for another name.
     """
 

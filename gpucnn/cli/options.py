@@ -13,6 +13,7 @@ import typer
 
 from gpucnn import device as devices
 from gpucnn import files, ops
+from gpucnn.precision import ALL_PRECISIONS
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
@@ -91,6 +92,7 @@ WorkspaceLimit = Annotated[
     typer.Option(parser=size_in_bytes, metavar="BYTES", help="Memory beside the arrays: 0, 64000000, 64MB or 64MiB."),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, sim (the kernels, simulated) or cuda.")]
+Precision = Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(ALL_PRECISIONS)}.")]
 
 
 def check_output(path: Path | None, folder: Path | None = None) -> None:

@@ -32,7 +32,8 @@ def _rows(gradient: np.ndarray) -> np.ndarray:
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = x · weightᵀ + bias.
 
-    - x: (…, in_features), floating-point; under `gpucnn.autocast` x and weight are cast; weight: (out_features, in_features); bias: (out_features,) or None
+    - x: (…, in_features), floating-point; weight: (out_features, in_features); bias: (out_features,) or None
+    Under `gpucnn.autocast` x and weight are cast.
     Raises ValueError or TypeError naming the argument that does not fit.
     """
     return Linear()(*operands(x, weight, bias))

@@ -97,3 +97,4 @@ from gpucnn.ops.update import adam_update as adam_update
 from gpucnn.ops.update import global_norm as global_norm
 from gpucnn.ops.update import rmsprop_update as rmsprop_update
 from gpucnn.ops.update import sgd_update as sgd_update
+from gpucnn.ops.update import unscale as unscale
