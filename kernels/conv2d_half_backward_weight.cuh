@@ -138,7 +138,7 @@ struct PixelPairs {
             const bool exists = at[i].number < end;
             const T* from = gy + at[i].gy(images);
             const T* corner = x + at[i].x(images);
-            const int h = exists ? at[i].row(images) : -NOWHERE, w = at[i].column(images);
+            const int h = exists ? at[i].row(images) : -2 * NOWHERE, w = at[i].column(images);
 #pragma unroll
             for (int pass = 0; pass < PASSES; ++pass, from += step) {
                 const HalfColumn column = columns[row() + pass * ROWS];

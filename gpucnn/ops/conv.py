@@ -44,8 +44,8 @@ def _check_dtypes(operation: str, data: dict[str, Any], parameters: dict[str, An
             raise TypeError(f"{operation}: {other} is {array.dtype} but {name} is {first.dtype}; it must be that{also}")
         if devices.of(array) != devices.of(first):
             raise TypeError(
-                f"{operation}: {other} is on {devices.of(array)} but {name} is on {devices.of(first)}; move one of them "
-                "with .to(device)"
+                f"{operation}: {other} is on {devices.of(array)} but {name} is on {devices.of(first)}; move one of "
+                "them with .to(device)"
             )
 
 
@@ -54,8 +54,8 @@ def _in_float32(array: Any) -> bool:
     return is_half(array.dtype) and not devices.runs_kernels(array)
 
 
-def _float32(*arrays: Any) -> list[Any]:
-    return [None if array is None else array.astype(np.float32) for array in arrays]
+def _wide(array: Any) -> Any:
+    return None if array is None else array.astype(np.float32)
 
 
 def _images(shape: tuple[int, ...], like: Any) -> Any:
@@ -79,14 +79,15 @@ def conv2d_forward(
 
     - relu: y = max(y, 0), in the same pass over memory where kernels run
     - workspace_limit: bytes beside the arrays that the algorithm may take; None: `gpucnn.workspace_limit`'s
-    x may be bfloat16 or float16, with weight and bias of its dtype or float32; y then has x's dtype and order in memory,
-    channels-last or not. Kernels compute it on tensor cores from sm_80, the CPU in float32, rounded once.
+    x may be bfloat16 or float16, with weight and bias of its dtype or float32; y then has x's dtype and order in
+    memory, channels-last or not. Kernels compute it on tensor cores from sm_80, the CPU in float32, rounded once.
     Raises TypeError for other dtypes or ones that differ, ValueError for a bias of another shape, and
     UnsupportedAlgorithm, also for an algorithm that needs more workspace.
     """
     check_operands("conv2d", x, weight, bias, shape.K)
     if _in_float32(x):
-        return conv2d_forward(*_float32(x, weight, bias), shape, algorithm, relu, workspace_limit).astype(x.dtype)
+        wide = _wide(x), _wide(weight), _wide(bias)
+        return conv2d_forward(*wide, shape, algorithm, relu, workspace_limit).astype(x.dtype)
     y = _images(shape.y, x)
     weight, bias = devices.contiguous(weight), devices.contiguous(bias)
     if devices.runs_kernels(x):
@@ -104,7 +105,7 @@ def conv2d_backward_input(
     """gx (N,C,H,W), the gradient of x, from gy (N,K,P,Q) and weight; raises as conv2d_forward does."""
     _check_dtypes("conv2d_backward_input", {"gy": gy}, {"weight": weight})
     if _in_float32(gy):
-        return conv2d_backward_input(*_float32(gy, weight), shape, algorithm, workspace_limit).astype(gy.dtype)
+        return conv2d_backward_input(_wide(gy), _wide(weight), shape, algorithm, workspace_limit).astype(gy.dtype)
     gx = _images(shape.x, gy)
     gy = gy if devices.runs_kernels(gy) else devices.contiguous(gy)
     run("conv2d_backward_input", shape, algorithm, workspace_limit, gy, devices.contiguous(weight), gx, shape)
@@ -128,7 +129,8 @@ def conv2d_backward_weight(
     if dtype != gy.dtype and not (is_half(gy.dtype) and dtype == np.float32):
         raise TypeError(f"conv2d_backward_weight: dtype is {dtype}; of {gy.dtype} images it must be theirs or float32")
     if _in_float32(gy):
-        return conv2d_backward_weight(*_float32(x, gy), shape, algorithm, workspace_limit).astype(dtype, copy=False)
+        gw = conv2d_backward_weight(_wide(x), _wide(gy), shape, algorithm, workspace_limit)
+        return gw.astype(dtype, copy=False)
     gw = devices.empty(shape.weight, dtype, gy)
     if not devices.runs_kernels(gy):
         x, gy = devices.contiguous(x), devices.contiguous(gy)
@@ -144,7 +146,7 @@ def conv2d_backward_bias(gy: Any, dtype: Any = None) -> np.ndarray:
     _check_dtypes("conv2d_backward_bias", {"gy": gy})
     dtype = np.dtype(gy.dtype if dtype is None else dtype)
     if _in_float32(gy):
-        return conv2d_backward_bias(*_float32(gy)).astype(dtype, copy=False)
+        return conv2d_backward_bias(_wide(gy)).astype(dtype, copy=False)
     gb = devices.empty(gy.shape[1], np.float32 if is_half(gy.dtype) else gy.dtype, gy)
     if devices.runs_kernels(gy):
         conv_sums.sum_channels(gy, gb)
