@@ -126,20 +126,22 @@ class MatrixMultiply(Function):
         ]
         gradient = gradient.reshape(*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         return (
-            _matrix_gradient(ops.matmul(gradient, b.swapaxes(-1, -2)), a, self.a, wide[0])
+            _matrix_gradient(gradient, b.swapaxes(-1, -2), a.shape, self.a, wide[0])
             if self.needs_gradient(0)
             else None,
-            _matrix_gradient(ops.matmul(a.swapaxes(-1, -2), gradient), b, self.b, wide[1])
+            _matrix_gradient(a.swapaxes(-1, -2), gradient, b.shape, self.b, wide[1])
             if self.needs_gradient(1)
             else None,
         )
 
 
-def _matrix_gradient(gradient: np.ndarray, matrix: np.ndarray, like: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    summed = gradient.shape != matrix.shape
-    reduced = _reduce_to(ops.cast(gradient, dtypes.wide(gradient.dtype)) if summed else gradient, matrix)
-    assert reduced is not None
-    return ops.cast(reduced, dtype).reshape(like.shape)
+def _matrix_gradient(a: Any, b: Any, shape: tuple[int, ...], like: Any, dtype: np.dtype) -> Any:
+    """a @ b in a dtype, summed over what was broadcast to get there from `shape`, in the shape of `like`."""
+    whole = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    product = ops.matmul(a, b, dtype=dtype if whole == shape else dtypes.wide(a.dtype))
+    lead = len(whole) - len(shape)
+    axes = (*range(lead), *(lead + i for i, n in enumerate(shape) if n == 1 and whole[lead + i] != 1))
+    return ops.cast(ops.sum_over(product, axes) if axes else product, dtype).reshape(like.shape)
 
 
 class Reshape(Function):
