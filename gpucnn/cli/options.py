@@ -15,7 +15,7 @@ import typer
 
 from gpucnn import device as devices
 from gpucnn import files, ops
-from gpucnn.precision import PRECISIONS, checked
+from gpucnn.precision import ALL_PRECISIONS, PRECISIONS, checked
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
@@ -121,6 +121,7 @@ DtypeName = Annotated[
     str, typer.Option(parser=dtype_name, metavar="NAME", help=f"Of images and filters: {', '.join(DTYPES)}.")
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, sim (the kernels, simulated) or cuda.")]
+Precision = Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(ALL_PRECISIONS)}.")]
 
 
 def check_output(path: Path | None, folder: Path | None = None) -> None:

@@ -21,7 +21,12 @@ from gpucnn import kernels
 _folder = Path(kernels.__file__).parent
 _registered: dict[Path, None] = {}
 SCALARS = {"int": "int32", "unsigned": "uint32", "int64": "int64", "uint64_t": "uint64", "float": "float32"}
-ELEMENTS = {**SCALARS, "bfloat16": "bfloat16", "float16": "float16"}  # what arrays may hold: NumPy's names
+ELEMENTS = {
+    **SCALARS,
+    "double": "float64",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+}  # what arrays may hold: NumPy's names
 
 _KERNEL = re.compile(r"\b(?:CLUSTER_)?KERNEL\(((?:[^()]|\([^()]*\))*)\)\s*([\w#\s]+?)\s*\(([^()]*)\)")
 _DEFINE = re.compile(r"^#define (\w+)\(([^()]*)\)(.*)$", re.MULTILINE)

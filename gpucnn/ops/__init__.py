@@ -14,6 +14,7 @@ from gpucnn.ops.activation import softmax_backward as softmax_backward
 from gpucnn.ops.activation import softmax_forward as softmax_forward
 from gpucnn.ops.activation import tanh_backward as tanh_backward
 from gpucnn.ops.activation import tanh_forward as tanh_forward
+from gpucnn.ops.cast import cast as cast
 from gpucnn.ops.conv import check_operands as check_operands
 from gpucnn.ops.conv import conv2d_backward_bias as conv2d_backward_bias
 from gpucnn.ops.conv import conv2d_backward_input as conv2d_backward_input
@@ -96,3 +97,4 @@ from gpucnn.ops.update import adam_update as adam_update
 from gpucnn.ops.update import global_norm as global_norm
 from gpucnn.ops.update import rmsprop_update as rmsprop_update
 from gpucnn.ops.update import sgd_update as sgd_update
+from gpucnn.ops.update import unscale as unscale
