@@ -12,9 +12,9 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
+from gpucnn.dtypes import is_half
 from gpucnn.launch import grid_for, launch
 from gpucnn.ops import conv_sums
-from gpucnn.ops.conv_half import is_half
 from gpucnn.ops.conv_table import run
 from gpucnn.ops.shapes import ConvShape, require_float
 
@@ -32,7 +32,7 @@ def _check_dtypes(operation: str, data: dict[str, Any], parameters: dict[str, An
     """Raise TypeError unless all have one dtype; beside 16-bit data parameters may be float32 masters."""
     parameters = parameters or {}
     name, first = next(iter(data.items()))
-    if not (devices.is_array(first) and is_half(first.dtype)):
+    if not (devices.is_array(first) and is_half(first)):
         return require_float(operation, **data, **parameters)
     for other, array in (data | parameters).items():
         if array is None:
@@ -51,7 +51,7 @@ def _check_dtypes(operation: str, data: dict[str, Any], parameters: dict[str, An
 
 def _in_float32(array: Any) -> bool:
     """Whether an array has 16 bits, and is on the CPU: it is computed in float32 and rounded once."""
-    return is_half(array.dtype) and not devices.runs_kernels(array)
+    return is_half(array) and not devices.runs_kernels(array)
 
 
 def _wide(array: Any) -> Any:
@@ -60,7 +60,7 @@ def _wide(array: Any) -> Any:
 
 def _images(shape: tuple[int, ...], like: Any) -> Any:
     """Uninitialised images (N,C,H,W) of the dtype of others; 16-bit ones also take their order in memory."""
-    if is_half(like.dtype) and not like.flags.c_contiguous and like.transpose(0, 2, 3, 1).flags.c_contiguous:
+    if is_half(like) and not like.flags.c_contiguous and like.transpose(0, 2, 3, 1).flags.c_contiguous:
         N, C, H, W = shape
         return devices.empty((N, H, W, C), like.dtype, like).transpose(0, 3, 1, 2)
     return devices.empty(shape, like.dtype, like)
@@ -126,7 +126,7 @@ def conv2d_backward_weight(
     """
     _check_dtypes("conv2d_backward_weight", {"x": x, "gy": gy})
     dtype = np.dtype(gy.dtype if dtype is None else dtype)
-    if dtype != gy.dtype and not (is_half(gy.dtype) and dtype == np.float32):
+    if dtype != gy.dtype and not (is_half(gy) and dtype == np.float32):
         raise TypeError(f"conv2d_backward_weight: dtype is {dtype}; of {gy.dtype} images it must be theirs or float32")
     if _in_float32(gy):
         gw = conv2d_backward_weight(_wide(x), _wide(gy), shape, algorithm, workspace_limit)
@@ -147,7 +147,7 @@ def conv2d_backward_bias(gy: Any, dtype: Any = None) -> np.ndarray:
     dtype = np.dtype(gy.dtype if dtype is None else dtype)
     if _in_float32(gy):
         return conv2d_backward_bias(_wide(gy)).astype(dtype, copy=False)
-    gb = devices.empty(gy.shape[1], np.float32 if is_half(gy.dtype) else gy.dtype, gy)
+    gb = devices.empty(gy.shape[1], np.float32 if is_half(gy) else gy.dtype, gy)
     if devices.runs_kernels(gy):
         conv_sums.sum_channels(gy, gb)
     else:

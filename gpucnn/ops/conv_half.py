@@ -37,11 +37,6 @@ def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
     return conv_implicit_gemm.supports(shape, dtype, device)
 
 
-def is_half(dtype: Any) -> bool:
-    """Whether a dtype is bfloat16 or float16."""
-    return np.dtype(dtype).name in ("bfloat16", "float16")
-
-
 def forward_product(shape: ConvShape) -> Product:
     """Filters × output pixels."""
     return conv_implicit_gemm.forward_product(shape, "float32")._replace(tiles=TILES)

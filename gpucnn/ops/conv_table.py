@@ -12,6 +12,7 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
+from gpucnn.dtypes import HALVES
 from gpucnn.ops import (
     cards,
     conv_choice,
@@ -125,7 +126,7 @@ def _in_float32(rows: dict[str, Algorithm]) -> dict[str, Algorithm]:
 def _only_float32(supports: Callable[..., str | None]) -> Callable[..., str | None]:
     def refuses(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
         reason = f"its kernels compute in float32, and {dtype.name} only by implicit_gemm"
-        return reason if conv_half.is_half(dtype) else supports(shape, dtype, device)
+        return reason if np.dtype(dtype) in HALVES else supports(shape, dtype, device)
 
     return refuses
 
@@ -137,7 +138,7 @@ def _also_half(rows: dict[str, Algorithm], half: dict[str, Algorithm]) -> dict[s
 
 def _by_dtype(row: Algorithm, half: Algorithm) -> Algorithm:
     def of(dtype: Any) -> Algorithm:
-        return half if conv_half.is_half(dtype) else row
+        return half if np.dtype(dtype) in HALVES else row
 
     return Algorithm(
         lambda shape, dtype, device: of(dtype).supports(shape, dtype, device),

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpucnn import _C
 from gpucnn import device as devices
+from gpucnn.dtypes import is_half
 from gpucnn.launch import Strided, architecture_of, grid_for, launch
 from gpucnn.ops import gemm_hopper
 from gpucnn.ops.shapes import require_float
@@ -38,7 +39,6 @@ TENSOR_TILES = {
 }
 # Of 16-bit operands, whose rate is eight times that of float32 units on sm_80, and more later.
 HALF_TILES = (Tile(128, 128, 2, 600), Tile(64, 64, 4, 400))
-HALVES = ("bfloat16", "float16")
 STEP = 16  # terms that a kernel takes at a time
 HALF_STEP = 32  # the same of 16-bit operands
 HALF_STAGES = 4  # of shared memory, each of so many terms
@@ -133,11 +133,6 @@ def gemm(
     chosen, count = choose_tile(M, N, K, B, multiprocessors(), tiles)
     finish = _Finish(devices.contiguous(bias), bias_axis == "row", bool(relu), residual)
     _launch(a, b, c, finish, tile or chosen.name, splits or count, arithmetic)
-
-
-def is_half(array: Any) -> bool:
-    """Whether an array is bfloat16 or float16."""
-    return getattr(array, "dtype", None) is not None and array.dtype.name in HALVES
 
 
 def _half_arithmetic(operation: str, array: Any) -> str:

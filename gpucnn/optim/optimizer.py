@@ -221,8 +221,8 @@ def kept(states: list[dict[str, np.ndarray]], name: str) -> list[np.ndarray] | N
     return [state[name] for state in states] if name in states[0] else None
 
 
-def require(optimizer: Optimizer, **arguments: tuple[Any, bool, str]) -> None:
+def require(owner: object, **arguments: tuple[Any, bool, str]) -> None:
     """Raise ValueError naming the first argument whose rule does not hold; name=(value, holds, rule)."""
     for name, (value, holds, rule) in arguments.items():
         if not holds:
-            raise ValueError(f"{type(optimizer).__name__}: {name} is {value}; it must be {rule}")
+            raise ValueError(f"{type(owner).__name__}: {name} is {value}; it must be {rule}")
