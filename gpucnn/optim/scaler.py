@@ -86,7 +86,7 @@ class GradScaler:
         return {"scale": self.factor, "good_steps": self.good_steps, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned; raises ValueError for a scale that is not a finite number above 0."""
+        """Continue from what `state_dict` returned; raises ValueError for a scale that is no finite number above 0."""
         factor = float(state["scale"])
         require(self, scale=(factor, 0 < factor < math.inf, "a finite number above 0"))
         self.factor, self.good_steps, self.skipped = factor, int(state["good_steps"]), int(state["skipped"])
