@@ -40,6 +40,7 @@ def require_float(operation: str, *, halves: bool = False, **arrays: Any) -> Non
     Kernels compute in float32; the CPU in float32 and float64.
     - halves: whether 16-bit dtypes are taken, too
     """
+    first: Any
     first_name, first = next(((name, array) for name, array in arrays.items() if array is not None), ("", None))
     for name, array in arrays.items():
         if array is None:

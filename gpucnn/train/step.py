@@ -85,9 +85,9 @@ class CapturedStep(Step):
     Gradients may be changed between the two calls, as by `clip_grad_norm`. Results are overwritten by the next batch.
     Everything on the way must be a launch: LeNet-5, AlexNet and the VGG networks are; arithmetic of Tensors is not, so
     the "paper" LeNet-5 is refused. Labels are not looked at by the host; a wrong one makes the loss NaN.
-    Raises ValueError for a model on a device without kernels, for a scaler, and in the second batch where a Function
-    computes by something else than launches. What a Function of one's own does with arrays is seen on the device "sim"
-    alone.
+    Raises ValueError for a model on a device without kernels, for a scaler (a skipped update is the host's decision),
+    and in the second batch where a Function computes by something else than launches. What a Function of one's own does
+    with arrays is seen on the device "sim" alone.
     """
 
     def __init__(
