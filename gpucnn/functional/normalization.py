@@ -71,8 +71,10 @@ def batch_norm(
     _check_batch_norm(data, mean, variance, _data(weight), _data(bias), training)
     if training or mean is None:
         moved = (mean, variance, momentum) if training else ()
-        return BatchNorm(*ops.batch_norm_statistics(data, eps, *moved), training=True)(x, weight, bias)
-    return BatchNorm(*ops.batch_norm_running(data, mean, variance, eps), training=False)(x, weight, bias)
+        saved = ops.batch_norm_statistics(data, eps, *moved)
+    else:
+        saved = ops.batch_norm_running(data, mean, variance, eps)
+    return BatchNorm(*saved, training or mean is None)(x, weight, bias)
 
 
 def _data(value: Any) -> Any:

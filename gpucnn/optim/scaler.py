@@ -43,7 +43,7 @@ class GradScaler:
         self.skipped = 0  # steps in all
         self._finite: bool | None = None  # what `unscale` found in this step
 
-    def scale(self, loss: Tensor) -> Tensor:
+    def scale(self, loss: Any) -> Any:
         """The loss times the scale."""
         return loss * self.factor
 
