@@ -2,10 +2,10 @@
 
     python -m gpucnn.bench.golden --record DIR [--device cuda]
 
-runs the programs of tests/kernels/golden*.cu, those of Hopper's units on Hopper only, and writes DIR/<gpu>.json;
-tests/golden/ keeps such files, and tests/test_golden.py holds the simulator to each of them bit by bit. `multiply_add`
-is recorded and not compared: it rounds once on a GPU and twice in the simulator. The times of loads from shared memory,
-by which lanes read the same address, are recorded only. It runs in a checkout, where tests/ is.
+runs the programs of tests/kernels/golden*.cu, those of Hopper there only, and writes DIR/<gpu>.json; tests/golden/
+keeps such files, and tests/test_golden.py holds the simulator to each of them bit by bit. `multiply_add` is recorded
+and not compared: it rounds once on a GPU and twice in the simulator. The times of loads from shared memory, by which
+lanes read the same address, are recorded only. It runs in a checkout, where tests/ is.
 """
 
 from __future__ import annotations
