@@ -430,5 +430,7 @@ def test_profile_counts_sectors_and_bytes():
     assert profile_of(load) == [("global", False, 512, 16), ("shared", True, 512, 4)]
     store = load._replace(options={**load.options, "stores": True}, content=CONTENT)
     assert profile_of(store) == [("global", True, 512, 16), ("shared", False, 512, 4)]
+    multicast = load._replace(multicast=(0, 0b1011))
+    assert profile_of(multicast) == [("global", False, 512, 16), ("shared", True, 3 * 512, 3 * 4)]
     outside = load._replace(at=(-48, 15))
     assert profile_of(outside) == [("global", False, 32, 1), ("shared", True, 512, 4)]
