@@ -44,10 +44,12 @@ __device__ __forceinline__ uint64_t golden_descriptor(int swizzle, const unsigne
         float d[N / 2];                                                                                               \
         for (int i = 0; i < N / 2; ++i) d[i] = c[threadIdx.x * (N / 2) + i];                                          \
         wgmma_hold(d);                                                                                                \
-        wgmma_fence();                                                                                                \
-        for (int k = 0; k < steps; ++k)                                                                               \
-            wgmma<Type, N, A_MN, B_MN>(d, golden_descriptor(swizzle, memory, a, k),                                   \
-                                       golden_descriptor(swizzle, memory, b, k), accumulate || k > 0);                \
+        for (int k = 0; k < steps; ++k) {                                                                             \
+            const uint64_t left = golden_descriptor(swizzle, memory, a, k);                                           \
+            const uint64_t right = golden_descriptor(swizzle, memory, b, k);                                          \
+            wgmma_fence();                                                                                            \
+            wgmma<Type, N, A_MN, B_MN>(d, left, right, accumulate || k > 0);                                          \
+        }                                                                                                             \
         wgmma_commit();                                                                                               \
         wgmma_wait<0>();                                                                                              \
         wgmma_hold(d);                                                                                                \
@@ -83,9 +85,11 @@ GOLDEN_WGMMA(tf32_256_kk, Tf32Bits, 256, false, false)
         for (int k = 0; k < STEPS_MAX; ++k)                                                                           \
             for (int i = 0; i < 4; ++i) left[k][i] = a[(k * 128 + threadIdx.x) * 4 + i];                              \
         wgmma_hold(d);                                                                                                \
-        wgmma_fence();                                                                                                \
-        for (int k = 0; k < STEPS_MAX; ++k)                                                                           \
-            wgmma_registers<Type, N, B_MN>(d, left[k], golden_descriptor(swizzle, memory, b, k), accumulate || k > 0); \
+        for (int k = 0; k < STEPS_MAX; ++k) {                                                                         \
+            const uint64_t right = golden_descriptor(swizzle, memory, b, k);                                          \
+            wgmma_fence();                                                                                            \
+            wgmma_registers<Type, N, B_MN>(d, left[k], right, accumulate || k > 0);                                   \
+        }                                                                                                             \
         wgmma_commit();                                                                                               \
         wgmma_wait<0>();                                                                                              \
         wgmma_hold(d);                                                                                                \
