@@ -163,7 +163,7 @@ def test_operations_use_the_kernels(device, monkeypatch, rng):
     monkeypatch.setattr(
         conv_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
     )
-    shape = shape_of(1, 32, 6, 6, 40, 3, 3, padding=1)
+    shape = shape_of(1, 64, 6, 6, 40, 3, 3, padding=1)
     x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
     weight = on(device, w.astype(np.float32))[0]
     left, right = images(x, "bfloat16", device), images(gy, "bfloat16", device)
