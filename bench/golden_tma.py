@@ -17,6 +17,7 @@ from gpucnn.launch.tensor_map import TensorMap
 
 SENTINEL = 0xA5  # of shared memory before a load
 MARGIN = 256  # bytes of it after the box
+CLUSTER = 4
 
 
 class Case(NamedTuple):
@@ -25,6 +26,7 @@ class Case(NamedTuple):
     - kind: a function of gpucnn.launch.tensor_map: "tiled", "im2col" or "im2col_backward"
     - place: where the box starts in shared memory
     - content: what a store writes, bytes; a load has none
+    - multicast: (issuer, mask) of a load in a cluster of CLUSTER blocks
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Case(NamedTuple):
     offsets: tuple[int, ...] = ()
     place: int = 0
     content: np.ndarray | None = None
+    multicast: tuple[int, int] | None = None
 
 
 def map_of(case: Case, array: Any) -> TensorMap:
@@ -42,7 +45,7 @@ def map_of(case: Case, array: Any) -> TensorMap:
 
 
 def run(case: Case, device: str) -> np.ndarray:
-    """All of the shared memory after a load, in bytes, or the array after a store."""
+    """All of the shared memory after a load, in bytes (of each block of a cluster), or the array after a store."""
     array = devices.move(case.array, device)
     mapped = map_of(case, array)
     words = (case.place + mapped.copy_bytes + MARGIN) // 4
@@ -52,6 +55,11 @@ def run(case: Case, device: str) -> np.ndarray:
         kernel = f"golden_tma_store_{mapped.rank}"
         launch(kernel, 1, mapped, content, words, case.place, *case.at, shared_bytes=shared_bytes)
         return devices.to_numpy(array).copy()
+    if case.multicast is not None:
+        dump = devices.empty((CLUSTER * words,), np.uint32, array)
+        numbers = (words, case.place, mapped.copy_bytes, *case.at, *case.multicast)
+        launch("golden_tma_multicast", CLUSTER, mapped, dump, *numbers, shared_bytes=shared_bytes)
+        return devices.to_numpy(dump).copy().view(np.uint8)
     dump = devices.empty((words,), np.uint32, array)
     kernel = "golden_tma_im2col" if mapped.kind == "im2col" else f"golden_tma_load_{mapped.rank}"
     numbers = (words, case.place, mapped.copy_bytes, *case.at, *case.offsets)
@@ -68,7 +76,7 @@ def numbered(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 @cache
 def cases() -> dict[str, Case]:
     """Every program with its data, which is the same on every machine."""
-    return {**loads(), **walks(), **conversions(), **stores()}
+    return {**loads(), **walks(), **conversions(), **stores(), **multicasts()}
 
 
 def loads() -> dict[str, Case]:
@@ -162,3 +170,13 @@ def stores() -> dict[str, Case]:
             "tiled", numbered((24, 96), np.uint16), options, (56, 8), place=1024, content=content
         )
     return found
+
+
+def multicasts() -> dict[str, Case]:
+    """In clusters of 4: to all, to some with the issuer and without, to one, and to itself alone."""
+    x = numbered((16, 64), np.uint16)
+    options = {"box": (64, 9), "swizzle": 128}
+    return {
+        f"tma_multicast_{issuer}_{mask:04b}": Case("tiled", x, options, (0, 12), place=1024, multicast=(issuer, mask))
+        for issuer, mask in ((0, 0b1111), (2, 0b1111), (1, 0b0110), (3, 0b0101), (0, 0b1000), (2, 0b0100))
+    }

@@ -20,6 +20,7 @@ from tests.check import assert_equal, assert_same_bits
 from tests.kernel_check import assert_sound, on
 
 CASES = golden_tma.cases()
+SOUND = "tma_rank_5", "tma_uint16_swizzle_64", "im2col_last_tap", "tma_store_rank_3", "tma_multicast_1_0110"
 KERNELS = Path(__file__).parent / "kernels"
 
 
@@ -45,7 +46,7 @@ def test_golden(name, device):
     assert_same_bits(golden_tma.run(CASES[name], device), expected(CASES[name]))
 
 
-@pytest.mark.parametrize("name", ["tma_rank_5", "tma_uint16_swizzle_64", "im2col_last_tap", "tma_store_rank_3"])
+@pytest.mark.parametrize("name", SOUND)
 def test_golden_is_sound(name, device):
     assert_sound(lambda: golden_tma.run(CASES[name], device), device)
 
@@ -429,5 +430,7 @@ def test_profile_counts_sectors_and_bytes():
     assert profile_of(load) == [("global", False, 512, 16), ("shared", True, 512, 4)]
     store = load._replace(options={**load.options, "stores": True}, content=CONTENT)
     assert profile_of(store) == [("global", True, 512, 16), ("shared", False, 512, 4)]
+    multicast = load._replace(multicast=(0, 0b1011))
+    assert profile_of(multicast) == [("global", False, 512, 16), ("shared", True, 3 * 512, 3 * 4)]
     outside = load._replace(at=(-48, 15))
     assert profile_of(outside) == [("global", False, 32, 1), ("shared", True, 512, 4)]

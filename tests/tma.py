@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.bench.golden_tma import MARGIN, SENTINEL, Case
+from gpucnn.bench.golden_tma import CLUSTER, MARGIN, SENTINEL, Case
 
 
 def round_tf32(x: np.ndarray) -> np.ndarray:
@@ -98,7 +98,11 @@ def loaded(case: Case) -> np.ndarray:
     for index, byte in found:
         value = values[index] if inside(values, index) else outside(case)
         shared[byte : byte + item] = np.frombuffer(np.array(value, values.dtype).tobytes(), np.uint8)
-    return shared[: len(shared) // 4 * 4]
+    shared = shared[: len(shared) // 4 * 4]
+    if case.multicast is None:
+        return shared
+    untouched = np.full_like(shared, SENTINEL)
+    return np.concatenate([shared if case.multicast[1] >> rank & 1 else untouched for rank in range(CLUSTER)])
 
 
 def stored(case: Case) -> np.ndarray:

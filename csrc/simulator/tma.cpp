@@ -50,6 +50,7 @@ struct Copy {
     char* shared;
     void* barrier;  // of a load; null: a store
     unsigned blocks;
+    bool repeats;       // of a multicast: another block's copy has read global memory for this one
     int rank;           // of the block whose shared memory it is
     int thread, group;  // thread: the slot of the one that issued it
     Stage stage;
@@ -268,6 +269,7 @@ void issue(Copy& copy) {
             spans.push_back({reinterpret_cast<const char*>(row.global) + row.begin * item, (row.end - row.begin) * item});
     });
     const bool stores = !copy.barrier;
+    if (copy.repeats) spans.clear();
     for (const Span& span : spans)
         check_bounds(find_target(span.begin, span.bytes, stores), span.begin, span.bytes, stores, copy.code);
     visit_global(spans, stores, copy.map.bytes(), copy.code);
@@ -313,8 +315,9 @@ void finish_box_copies() {
 
 void tma_load(void* shared, const void* map, void* barrier, int rank, const int* at, const int* offsets, unsigned blocks) {
     const void* const code = __builtin_return_address(0);
-    const auto load_here = [&](void* own_shared, void* own_barrier) {
+    const auto load_here = [&](void* own_shared, void* own_barrier, bool repeats) {
         Copy copy = make_copy(map, own_shared, rank, at, own_barrier, code);
+        copy.repeats = repeats;
         require(!!offsets == !!copy.map.walks, offsets ? "an im2col load by a tiled map" : "a tiled load by an im2col map", code);
         if (offsets) {
             std::copy(offsets, offsets + rank - 2, copy.offsets);
@@ -322,14 +325,14 @@ void tma_load(void* shared, const void* map, void* barrier, int rank, const int*
         }
         issue(copy);
     };
-    if (!blocks) return load_here(shared, barrier);
+    if (!blocks) return load_here(shared, barrier, false);
     for (int to = 0; to < 16; ++to) {
         if (!(blocks >> to & 1)) continue;
         require(to < cluster_size(), "a multicast to blocks outside the cluster", code);
         require_block(to, code);
         void* const own_shared = cluster_address(shared, to);
         void* const own_barrier = cluster_address(barrier, to);
-        in_block(to, [&] { load_here(own_shared, own_barrier); });
+        in_block(to, [&] { load_here(own_shared, own_barrier, to > __builtin_ctz(blocks)); });
     }
 }
 

@@ -71,6 +71,24 @@ golden_tma_im2col(TENSOR_MAP map, unsigned* dump, int words, int place, int byte
     dump_loaded(dump, shared, barrier, words);
 }
 
+// In a cluster of 4 blocks, the block `issuer` asks for the box, to those in `blocks`. All show their shared memory, one
+// after the other in `dump`.
+CLUSTER_KERNEL(TMA_THREADS, 1, 4)
+golden_tma_multicast(TENSOR_MAP map, unsigned* dump, int words, int place, int bytes, int a, int b, int issuer,
+                     int blocks) {
+    SHARED_BOXES(unsigned, shared);
+    Barrier* const barrier = reinterpret_cast<Barrier*>(shared + words);
+    const int rank = cluster_rank();
+    prepare(shared, nullptr, barrier, words);
+    if (threadIdx.x == 0 && (blocks >> rank & 1)) barrier_arrive_expect(barrier, bytes);
+    cluster_wait();
+    if (threadIdx.x == 0 && rank == issuer)
+        tma_load_multicast(reinterpret_cast<char*>(shared) + place, map, barrier, {a, b}, blocks);
+    if (blocks >> rank & 1) barrier_wait(barrier, 0);
+    for (int i = threadIdx.x; i < words; i += TMA_THREADS) dump[rank * words + i] = shared[i];
+    cluster_wait();
+}
+
 template <int RANK>
 __device__ __forceinline__ void store_box(const TensorMap& map, const unsigned* content, int words, int place,
                                           const int (&at)[RANK]) {
