@@ -156,6 +156,32 @@ def test_sound(device, operation, mode):
         assert_same_bits(got, first)
 
 
+def test_operations_use_the_kernels(device, monkeypatch, rng):
+    """Of channels-last images with enough channels; y and gx are channels-last then."""
+    names: list[str] = []
+    launch = conv_hopper.launch
+    monkeypatch.setattr(
+        conv_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
+    )
+    shape = shape_of(1, 64, 6, 6, 40, 3, 3, padding=1)
+    x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
+    weight = on(device, w.astype(np.float32))[0]
+    left, right = images(x, "bfloat16", device), images(gy, "bfloat16", device)
+    got = (
+        conv.conv2d_forward(left, weight, None, shape, "implicit_gemm"),
+        conv.conv2d_backward_input(right, weight, shape, "implicit_gemm"),
+        conv.conv2d_backward_weight(left, right, shape, "implicit_gemm", dtype=np.float32),
+    )
+    want = (
+        conv.conv2d_forward(x, w, None, shape),
+        conv.conv2d_backward_input(gy, w, shape),
+        conv.conv2d_backward_weight(x, gy, shape),
+    )
+    for one, other in zip(got, want, strict=True):
+        assert_equal(devices.to_numpy(one), other.astype(np.float32).astype(one.dtype))
+    assert len([name for name in names if name.startswith(("conv2d_hopper_images", "conv2d_hopper_weights"))]) == 3
+
+
 def test_what_no_map_has_is_another_kernels(device):
     shape = shape_of(1, 8, 5, 5, 16, 3, 3)
     x = images(np.zeros(shape.x), "bfloat16", device)

@@ -12,7 +12,8 @@ from kernel_check import SCHEDULES, on
 
 from gpucnn import device as devices
 from gpucnn.launch import simulator
-from gpucnn.ops import gemm_hopper
+from gpucnn.ops import gemm, gemm_hopper
+from gpucnn.precision import precision
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 RELATIVE = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-11}  # half a unit in the last place, of tf32 too
@@ -159,6 +160,22 @@ def test_two_schedules_give_the_same_bits(device, rng):
             assert_same_bits(product(device, a, b, "nt", None, form=("128x128", 2, 3)), first)
     else:
         assert_same_bits(product(device, a, b, "nt", None, form=("128x128", 2, 3)), first)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_products_use_the_kernels(device, monkeypatch, kind):
+    """Linear layers do: terms contiguous in both operands, with at least 64 rows and columns."""
+    names: list[str] = []
+    launch = gemm_hopper.launch
+    monkeypatch.setattr(
+        gemm_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
+    )
+    values = np.random.default_rng(1).integers(-4, 5, (2, 72, 40))
+    x, weight = on(device, *values.astype(DTYPES[kind]))
+    with precision("tf32"):
+        y = gemm.linear_forward(x, weight, None)
+    assert_equal(devices.to_numpy(y), (values[0] @ values[1].T).astype(np.float32).astype(y.dtype))
+    assert len(names) == 1 and names[0].startswith("gemm_nt_hopper_")
 
 
 def test_what_no_map_has_is_another_kernels(device):
