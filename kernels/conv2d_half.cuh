@@ -6,9 +6,9 @@
 // - terms: [term][row], whose chunk c is at c ^ (term % 8); ldmatrix transposes it
 // Either way the eight rows of a matrix of ldmatrix, and what a warp writes at a time, fall into different banks.
 //
-// Sums stay in float32 in the tensor core, which cuts them off at 2^-24 twice in 16 terms: of positive terms, n lose up to
-// n / 8 · 2^-24 of their sum. That is below the rounding of a 16-bit result up to 10^5 terms; longer sums, those of the
-// weights' gradient, are added up outside.
+// Sums stay in float32 in the tensor core, which on sm_80 cuts them off twice in 16 terms: n positive terms lose up to
+// n / 8 · 2^-23 of their sum, half of it on average. Up to 2^14 terms that is below the rounding of a 16-bit result; longer
+// sums, those of the weights' gradient above all, are added up outside.
 #pragma once
 #include "ptx.cuh"
 #include "ptx_convert.cuh"

@@ -213,6 +213,19 @@ def test_the_cpu_computes_in_float32_and_rounds_once(dtype, algorithm):
     assert_same_bits(ops.conv2d_forward(x, weight, None, shape, algorithm), wide.astype(x.dtype))
 
 
+@passes
+def test_depthwise(device, pass_):
+    """auto takes direct, which goes by float32, where a tile would hold one filter."""
+    shape = ops.conv_shape((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6)
+    pair = operands(pass_, shape, integers, "bfloat16")
+    if device != "cpu":
+        assert ops.choose(f"conv2d_{pass_}", shape, device, pair[0].dtype) == "direct"
+    there = on(device, *pair)
+    bias = [None] if pass_ == "forward" else []
+    got = devices.to_numpy(getattr(ops, f"conv2d_{pass_}")(*there, *bias, shape))
+    assert_equal(got.astype(np.float64), reference(pass_, shape, pair).astype(got.dtype).astype(np.float64))
+
+
 def test_refusals():
     shape = shape_of("channels_16")
     (x, weight) = on("sim", *operands("forward", shape, integers, "float16"))

@@ -23,10 +23,12 @@ from gpucnn.ops.shapes import ConvShape
 
 # The rate of mma.sync is eight times that of float32 units on sm_80, and more later; small tiles read more for it.
 TILES = (Tile(128, 128, 2, 600), Tile(64, 64, 4, 400))
+WEIGHTS = "backward_weight"
 STEP = 32  # terms that a kernel takes at a time
 STAGES = 4
 WALK = 16  # pixels that a thread of backward_weight goes on by
 UNIT = 8  # 16-bit values of a copy
+LONG_TERMS = 1 << 14  # of one sum in a tensor core, whose cutting off then stays below float16's rounding
 
 
 def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
@@ -51,7 +53,7 @@ def backward_input_product(shape: ConvShape) -> Product:
 
 def backward_weight_product(shape: ConvShape) -> Product:
     """Filters × (tap, channel)."""
-    return conv_implicit_gemm.backward_weight_product(shape, "float32")._replace(tiles=TILES)
+    return conv_implicit_gemm.backward_weight_product(shape, "float32")._replace(tiles=TILES, prefix=WEIGHTS)
 
 
 def plan(product: Product, plane: int, limit: int | None, fixed: int = 0) -> tuple[Tile, int, int]:
@@ -61,6 +63,8 @@ def plan(product: Product, plane: int, limit: int | None, fixed: int = 0) -> tup
     """
     rows, columns, terms, batch = product.rows, product.columns, product.terms, product.groups * product.phases
     tile, splits = choose_tile(rows, columns, terms, batch, multiprocessors(), product.tiles)
+    if product.prefix != WEIGHTS:  # whose kernels add up shorter sums outside
+        splits = max(splits, -(-terms // LONG_TERMS))
     if limit is not None:
         splits = max(1, min(splits, max(0, limit - fixed) // max(1, 4 * plane)))
     terms_of_split = max(STEP, -(-terms // (splits * STEP)) * STEP)

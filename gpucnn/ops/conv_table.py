@@ -16,6 +16,7 @@ from gpucnn.ops import (
     cards,
     conv_choice,
     conv_direct,
+    conv_direct_half,
     conv_fft,
     conv_half,
     conv_im2col,
@@ -167,7 +168,7 @@ ALGORITHMS = _table(
 
 # Of devices that run kernels: cuda and sim.
 KERNEL_ALGORITHMS = _table(
-    direct=_in_float32(_kernels(conv_direct)),
+    direct=_also_half(_kernels(conv_direct), _kernels(conv_direct_half)),
     implicit_gemm=_also_half(_kernels(conv_implicit_gemm), _kernels(conv_half)),
     im2col=_in_float32(_kernels(conv_im2col)),
     winograd=_in_float32(_kernels(conv_winograd)),
