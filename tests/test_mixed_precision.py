@@ -361,7 +361,7 @@ def losses_of(model, precision, device, steps, capture=False, scaler=None, size=
 def test_training_follows_float32_on_the_cpu(model, steps):
     expected, _ = losses_of(model, "float32", "cpu", steps)
     found, _ = losses_of(model, "bfloat16", "cpu", steps)
-    assert np.mean(expected[-16:]) < 0.6 * expected[0]
+    assert np.mean(expected[-16:]) < 0.75 * expected[0]
     assert abs(found.mean() / expected.mean() - 1) < 0.02
 
 
