@@ -20,13 +20,15 @@ class Linear(Function):
         return (
             ops.matmul(gradient, self.weight) if self.needs_gradient(0) else None,
             ops.linear_backward_weight(self.x, gradient) if self.needs_gradient(1) else None,
-            ops.sum_over(_rows(gradient), 0) if self.needs_gradient(2) else None,
+            _bias_gradient(gradient) if self.needs_gradient(2) else None,
         )
 
 
-def _rows(gradient: np.ndarray) -> np.ndarray:
-    """gradient (…,out) as (rows, out), in the dtype of sums."""
-    return ops.cast(gradient.reshape(-1, gradient.shape[-1]), dtypes.wide(gradient.dtype))
+def _bias_gradient(gradient: np.ndarray) -> np.ndarray:
+    """Σ gradient (…,out) over the rows, in the dtype of sums."""
+    rows = ops.cast(gradient.reshape(-1, gradient.shape[-1]), dtypes.wide(gradient.dtype))
+    with np.errstate(over="ignore", invalid="ignore"):  # a scaled loss may overflow; GradScaler finds it
+        return ops.sum_over(rows, 0)
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
