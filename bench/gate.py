@@ -254,7 +254,8 @@ def _inside(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def loops_on_tensor_cores(listing: list[str]) -> str:
     """The mix of instructions that the table keeps: "96 HMMA, 51 LDS, 16 LDGSTS of 611"; empty for other kernels."""
-    texts, seen = [], [{}]
+    texts: list[str] = []
+    seen: list[dict[str, int]] = [{}]
     for products, kept in KEPT.items():
         loop = main_loop(listing, products)
         if loop not in seen:

@@ -12,6 +12,7 @@ import gpucnn
 from gpucnn import ops
 from gpucnn.cli import options
 from gpucnn.ops.cards import CARDS, Card, named
+from gpucnn.precision import PRECISIONS
 from gpucnn.train.rules import COUNT, Rule
 
 explain = typer.Typer(add_completion=False, rich_markup_mode=None, help="Say which algorithm is chosen, and why.")
@@ -85,6 +86,8 @@ def conv(
     options.check_output(json)
     shape = ops.conv_shape((n, c, h, w), (k, max(1, c // groups), r, s), stride, padding, dilation, groups)
     arguments = {"workspace_limit": workspace_limit, "algorithm": algorithm, "card": gpu}
+    if precision not in PRECISIONS:
+        dtype, precision = precision, "float32"
     with gpucnn.precision(precision):
         found = ops.explain(which, shape, device, options.dtype_of(dtype), **arguments)
     request = {"pass": which, "shape": shape._asdict(), "device": device, "precision": precision, "dtype": dtype}

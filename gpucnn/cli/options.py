@@ -15,7 +15,7 @@ import typer
 
 from gpucnn import device as devices
 from gpucnn import files, ops
-from gpucnn.precision import PRECISIONS, checked
+from gpucnn.precision import PRECISIONS
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
@@ -63,11 +63,11 @@ def device_kind(text: str) -> str:
 
 
 def precision_name(text: str) -> str:
-    """One of gpucnn.precision; BadParameter naming them all for another one."""
-    try:
-        return checked(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    """A precision of float32, or a 16-bit dtype; BadParameter naming them all for another one."""
+    known = (*PRECISIONS, "bfloat16", "float16")
+    if text not in known:
+        raise typer.BadParameter(f"{text!r} is not a precision: {', '.join(known)}")
+    return text
 
 
 def dtype_name(text: str) -> str:
@@ -115,7 +115,10 @@ WorkspaceLimit = Annotated[
     typer.Option(parser=size_in_bytes, metavar="BYTES", help="Memory beside the arrays: 0, 64000000, 64MB or 64MiB."),
 ]
 PrecisionName = Annotated[
-    str, typer.Option(parser=precision_name, metavar="NAME", help=f"Of products of float32: {', '.join(PRECISIONS)}.")
+    str,
+    typer.Option(
+        parser=precision_name, metavar="NAME", help=f"Of products: {', '.join(PRECISIONS)}; or a 16-bit dtype."
+    ),
 ]
 DtypeName = Annotated[
     str, typer.Option(parser=dtype_name, metavar="NAME", help=f"Of images and filters: {', '.join(DTYPES)}.")
