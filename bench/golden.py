@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn.bench import golden_tma
 from gpucnn.bench.adopt import slug
 from gpucnn.bench.report import Report
 from gpucnn.bench.report import main as report_main
@@ -133,6 +134,12 @@ def _f16_bits(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float16).view(np.uint32)
 
 
+def names(device: str) -> list[str]:
+    """The programs that a device can run."""
+    has_tma = device == "sim" or devices.gpu(device)[1][0] == 9
+    return [*programs(), *(golden_tma.cases() if has_tma else ())]
+
+
 @cache
 def register() -> None:
     """Make the programs' kernels known to `launch`; raises ValueError outside a checkout."""
@@ -140,12 +147,15 @@ def register() -> None:
         raise ValueError(f"golden: {KERNELS} is not there; run it in a checkout of the repository")
     sources.register(KERNELS / "golden.cu")
     sources.register(KERNELS / "golden_mma.cu")
+    sources.register(KERNELS / "golden_tma.cu")
     sources.register(KERNELS / "shared_pairs.cu")
 
 
 def run(name: str, device: str) -> list[np.ndarray]:
     """The outputs of a program on a device."""
     register()
+    if name in golden_tma.cases():
+        return [golden_tma.run(golden_tma.cases()[name], device)]
     program = programs()[name]
     arrays = [devices.move(value, device) for value in program.inputs if isinstance(value, np.ndarray)]
     outputs = [devices.empty(shape, dtype, arrays[0]) for shape, dtype in program.outputs]
@@ -179,7 +189,7 @@ def same_bits(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 def cases(report: Report) -> None:
     """A row a program, beside the simulator on the same machine; then the times of loads from shared memory."""
     report.content.setdefault("maps", {})
-    for name in programs():
+    for name in names(report.device):
         report.add(partial(compare, name, report), program=name)
     for name in PAIR_MAPS:
         report.add(partial(time_pairs, name, report), shared_loads=name)

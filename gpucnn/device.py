@@ -155,8 +155,9 @@ def is_array(value: Any) -> bool:
 
 
 def arrays_in(value: Any) -> tuple[Any, ...]:
-    """The arrays that an argument of a kernel holds: itself, those of a tuple, or none."""
-    return tuple(each for each in (value if isinstance(value, tuple) else (value,)) if is_array(each))
+    """The arrays that an argument of a kernel holds: itself, those of a tuple, a tensor map's, or none."""
+    parts = value if isinstance(value, tuple) else (getattr(value, "array", value),)
+    return tuple(each for each in parts if is_array(each))
 
 
 def _is_cupy(value: Any) -> bool:
@@ -212,7 +213,7 @@ def full_like(array: Any, value: float) -> Any:
 
 def address(array: Any) -> int:
     """Where the array's first element lies in the memory of its device."""
-    return int(array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data)
+    return int(array.data.ptr if _is_cupy(array) else array.ctypes.data)
 
 
 def contiguous(array: Any) -> Any:

@@ -13,9 +13,17 @@
 #define RESIDENT_BLOCKS(blocks) (blocks)
 #endif
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, RESIDENT_BLOCKS(blocks))
+// With `cluster` blocks along x as a cluster, from sm_90 on; the grid must be a multiple of it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define CLUSTER_KERNEL(threads, blocks, cluster) \
+    extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, RESIDENT_BLOCKS(blocks))
+#else
+#define CLUSTER_KERNEL(threads, blocks, cluster) KERNEL(threads, blocks)
+#endif
 #define SHARED(T, name, dims) __shared__ __align__(16) T name dims
-#define DYNAMIC_SHARED(T, name)                                     \
-    extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
+// At a multiple of 1024, where the patterns of swizzled tiles start.
+#define DYNAMIC_SHARED(T, name)                                      \
+    extern __shared__ __align__(1024) unsigned char dynamic_shared[]; \
     T* name = reinterpret_cast<T*>(dynamic_shared)
 // NVRTC has no math.h, and nvcc's NaN has other bits.
 #undef INFINITY

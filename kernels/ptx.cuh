@@ -118,6 +118,19 @@ __device__ __forceinline__ void copy_async_wait() {
 #endif
 }
 
+// 16 bits of global memory, or where not `valid` zeros without reading; a predicate, never a branch, so that many such
+// loads are under way together.
+__device__ __forceinline__ uint32_t load_bits16(const void* address, bool valid) {
+#if defined(__CUDACC__)
+    unsigned short bits;
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; mov.b16 %0, 0; @p ld.global.b16 %0, [%1]; }"
+                 : "=h"(bits) : "l"(address), "r"(static_cast<int>(valid)));
+    return bits;
+#else
+    return valid ? *static_cast<const unsigned short*>(address) : 0;
+#endif
+}
+
 // The same value, of which the compiler knows nothing: what is computed from it stays where it stands, instead of being
 // computed before a loop and kept in registers through it.
 __device__ __forceinline__ int opaque(int value) {

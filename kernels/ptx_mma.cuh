@@ -98,3 +98,38 @@ __device__ __forceinline__ void load_matrices(uint32_t (&result)[MATRICES], cons
     }
 #endif
 }
+
+// stmatrix, from sm_90 on: the inverse of load_matrices. Lane 8j + r gives the address of row r of matrix j, and register
+// j has row g, halves 2t and 2t + 1 of matrix j, or with TRANSPOSED rows 2t and 2t + 1 of column g.
+template <int MATRICES, bool TRANSPOSED>
+__device__ __forceinline__ void store_matrices(void* row, const uint32_t (&values)[MATRICES]) {
+    static_assert(MATRICES == 1 || MATRICES == 2 || MATRICES == 4, "what stmatrix has");
+#if !defined(__CUDACC__)
+    typedef uint32_t vector __attribute__((vector_size(16)));
+    uint32_t own[4];
+    simulator::gather_matrix_rows(values, own, MATRICES, TRANSPOSED, {__FILE__, __LINE__});
+    if (threadIdx.x % WARP_SIZE < 8 * MATRICES) *static_cast<vector*>(row) = vector{own[0], own[1], own[2], own[3]};
+#elif __CUDA_ARCH__ >= 900
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    if constexpr (MATRICES == 4) {
+        if constexpr (TRANSPOSED)
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
+                         ::"r"(address), "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3]) : "memory");
+        else
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+                         ::"r"(address), "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3]) : "memory");
+    } else if constexpr (MATRICES == 2) {
+        if constexpr (TRANSPOSED)
+            asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};"
+                         ::"r"(address), "r"(values[0]), "r"(values[1]) : "memory");
+        else
+            asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};"
+                         ::"r"(address), "r"(values[0]), "r"(values[1]) : "memory");
+    } else {
+        if constexpr (TRANSPOSED)
+            asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(values[0]) : "memory");
+        else
+            asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(address), "r"(values[0]) : "memory");
+    }
+#endif
+}

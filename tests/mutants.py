@@ -772,7 +772,106 @@ OF_KERNELS = (
     ),
 )
 
-MUTANTS = GENERAL + OF_KERNELS
+# Primitives by themselves.
+OF_PRIMITIVES = (
+    Mutant(
+        "tma_wrong_swizzle",
+        "ptx_tma.cuh",
+        "(offset >> 7 & (BYTES / 16 - 1)) << 4",
+        "(offset >> 8 & (BYTES / 16 - 1)) << 4",
+        "test_tma.py -k test_through_shared_memory",
+    ),
+)
+
+# Of sm_90's pipeline.
+HOPPER = (
+    Mutant(
+        "hopper_stage_overwritten_unasked",
+        "tile_hopper.cuh",
+        "barrier_wait(ring.empty(ring.stage), ring.parity ^ 1);\n",
+        "\n",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_producer_waits_for_the_wrong_lap",
+        "tile_hopper.cuh",
+        "ring.parity ^ 1",
+        "ring.parity",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_consumer_waits_for_the_wrong_lap",
+        "tile_hopper.cuh",
+        "barrier_wait(ring.full(ring.stage), ring.parity);",
+        "barrier_wait(ring.full(ring.stage), ring.parity ^ 1);",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_stage_given_back_too_early",
+        "tile_hopper.cuh",
+        "if (leads && step > 0) barrier_arrive(ring.empty(ring.previous()));\n        ring.next();",
+        "if (leads) barrier_arrive(ring.empty(ring.stage));\n        ring.next();",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_wrong_descriptor_stride",
+        "tile_hopper.cuh",
+        "ROWS ? Tile::SLAB_BYTES : 16, PATTERN_BYTES)",
+        "ROWS ? Tile::SLAB_BYTES : 16, PATTERN_BYTES / 2)",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_wrong_distance_of_slabs",
+        "tile_hopper.cuh",
+        "Tile::SLAB_BYTES : 16, PATTERN_BYTES)",
+        "PATTERN_BYTES : 16, PATTERN_BYTES)",
+        "test_gemm_hopper_kernels.py -k test_deep_products_and_tails and bfloat16 and nn",
+    ),
+    Mutant(
+        "hopper_wrong_swizzle",
+        "tile_hopper.cuh",
+        "piece + swizzle<LINE_BYTES>(place)",
+        "piece + swizzle<64>(place)",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_no_fence_before_the_store",
+        "tile_hopper.cuh",
+        "        fence_async_shared();\n",
+        "",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_sums_read_before_their_wait",
+        "tile_hopper.cuh",
+        "    wgmma_wait<0>();\n",
+        "    wgmma_wait<1>();\n",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_buffer_written_before_it_is_read",
+        "tile_hopper.cuh",
+        "tma_store_wait_read<PIECES - 1>();",
+        "tma_store_wait_read<PIECES>();",
+        "test_gemm_hopper_kernels.py -k test_sound and race",
+    ),
+    Mutant(
+        "hopper_tail_row_stored",
+        "tile_hopper.cuh",
+        "if (m < shape.M && n < shape.N) c[",
+        "if (m <= shape.M && n < shape.N) c[",
+        "test_gemm_hopper_kernels.py -k test_rows_of_c_that_no_map_has",
+    ),
+    Mutant(
+        "hopper_taps_turned",
+        "conv2d_hopper.cu",
+        "column * walk.dilation_w, row * walk.dilation_h",
+        "row * walk.dilation_w, column * walk.dilation_h",
+        "test_conv2d_hopper_kernels.py -k test_pixels_reach_over_images and forward",
+    ),
+)
+
+MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES + HOPPER
 
 
 def run(mutant: Mutant) -> tuple[bool, str]:

@@ -72,6 +72,13 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch, capsys):
     assert main(arguments) == 0
 
 
+def test_hopper_kernels_are_compiled_for_hopper_alone(one_kernel: Path):
+    assert compilers.jobs(compilers.ARCHITECTURES) == len(compilers.ARCHITECTURES)
+    (one_kernel / "relu.cu").rename(one_kernel / "relu_hopper.cu")
+    assert compilers.jobs(compilers.ARCHITECTURES) == compilers.jobs(["sm_90a"]) == 1
+    assert compilers.jobs(["sm_80", "sm_100"]) == 0
+
+
 @needs_nvcc
 def test_a_kernel_that_does_not_compile(one_kernel: Path, tmp_path: Path, capsys):
     (one_kernel / "broken.cu").write_text('#include "common.cuh"\nKERNEL(32, 1) broken(float* x) { x[0] = unknown; }\n')

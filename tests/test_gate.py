@@ -151,6 +151,23 @@ def test_spills_are_read():
     assert gate.spilled_bytes(log) == {"k": 16}
 
 
+def test_waits_that_the_compiler_adds_are_a_fault():
+    log = (
+        "ptxas info    : (C7517) warpgroup.wait is injected in around line 74 by compiler to allow use of registers "
+        "defined by GMMA in function 'x'\nptxas info    : Used 90 registers\n"
+    )
+    (remark,) = gate.pipeline_remarks(log)["x"]
+    record = {
+        "kernel": "x",
+        "arch": "sm_75",
+        "spill_bytes": 0,
+        "local_bytes": 0,
+        "instructions": {},
+        "remarks": [remark],
+    }
+    assert gate.record_faults(record) == [f"x, sm_75: {remark}"] and remark.startswith("(C7517) warpgroup.wait")
+
+
 def test_wrong_architecture():
     with pytest.raises(ValueError, match="architecture '-I/tmp': it must be such as sm_75"):
         compilers.cubin("x.cu", "-I/tmp", "nvcc")

@@ -19,6 +19,13 @@ Target find_target(const char* address, size_t bytes, bool writes);
 // Fails unless all of the access lies in one array of shared memory, or in one buffer that may be so accessed.
 void check_bounds(const Target& target, const char* address, size_t bytes, bool writes, const void* code);
 
+struct Span {
+    const char* begin;
+    size_t bytes;
+};
+// A copy of a box is asked for: of these parts of global memory, whose bounds were checked, and so many bytes of shared.
+void visit_global(const std::vector<Span>& parts, bool writes, size_t shared_bytes, const void* code);
+
 void on_access(const char* address, size_t bytes, bool writes, const void* code);
 
 }  // namespace simulator

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "access.hpp"
+#include "unordered.hpp"
 
 namespace simulator {
 
@@ -18,7 +19,12 @@ void copy_issued(const AsyncCopy& copy) {
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, copy.code);
 }
 void copy_completed(const AsyncCopy&) {}
+void unit_write_issued(const char* address, size_t bytes, const void*, const void* code) { on_access(address, bytes, true, code); }
+void unit_read_issued(const char* address, size_t bytes, const void* code) { on_access(address, bytes, false, code); }
+void unit_read_finished(const char*, size_t, const void*) {}
+void unit_write_completed(const char*, size_t, const void*) {}
 void count_flops(int) {}
+void visit_global(const std::vector<Span>&, bool, size_t, const void*) {}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (block.current) check_bounds(find_target(address, bytes, writes), address, bytes, writes, code);

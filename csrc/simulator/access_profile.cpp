@@ -13,6 +13,7 @@
 
 #include "access.hpp"
 #include "thread_hooks.hpp"
+#include "unordered.hpp"
 
 namespace simulator {
 namespace {
@@ -134,6 +135,34 @@ void copy_issued(const AsyncCopy& copy) {
     if (copy.source_bytes) on_access(copy.source, copy.source_bytes, false, static_cast<const char*>(copy.code) - 1);
 }
 void copy_completed(const AsyncCopy&) {}
+void unit_write_issued(const char*, size_t, const void*, const void*) {}
+void unit_read_issued(const char*, size_t, const void*) {}
+void unit_read_finished(const char*, size_t, const void*) {}
+void unit_write_completed(const char*, size_t, const void*) {}
+
+// Requests of no warp: shared memory takes 128 bytes at a time, global memory sectors.
+void visit_global(const std::vector<Span>& parts, bool writes, size_t shared_bytes, const void* code) {
+    Counters& shared = counters[code];
+    shared.space = Space::SHARED;
+    shared.writes = !writes;
+    ++shared.requests;
+    shared.bytes += shared_bytes;
+    shared.units += (shared_bytes + 127) / 128;
+    shared.least += (shared_bytes + 127) / 128;
+    Request request{Space::GLOBAL, writes, {}};
+    size_t bytes = 0;
+    for (const Span& span : parts) {
+        request.lanes.push_back({0, span.begin, span.bytes});
+        bytes += span.bytes;
+    }
+    Counters& counter = counters[static_cast<const char*>(code) - 1];
+    counter.space = Space::GLOBAL;
+    counter.writes = writes;
+    ++counter.requests;
+    counter.bytes += bytes;
+    counter.units += count_sectors(request);
+    counter.least += (bytes + 31) / 32;
+}
 
 void on_access(const char* address, size_t bytes, bool writes, const void* code) {
     if (!block.current) return;

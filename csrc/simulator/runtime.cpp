@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "barrier.hpp"
+#include "tma.hpp"
+
 namespace simulator {
 
 uint3 thread_index, block_index;
@@ -38,7 +41,11 @@ State& my_state() { return block.states[block.current->number]; }
     __builtin_unreachable();
 }
 
-const char* name_of(State state) { return state == State::AT_BARRIER ? "at a barrier" : "in a warp operation"; }
+std::string name_of_wait(int number) {
+    const State state = block.states[number];
+    if (state == State::AT_BARRIER) return "at a barrier";
+    return state == State::IN_WARP_OPERATION ? "in a warp operation" : describe_wait(number);
+}
 
 [[noreturn]] void fail_deadlock() {
     std::string message = "no thread can go on:";
@@ -47,7 +54,7 @@ const char* name_of(State state) { return state == State::AT_BARRIER ? "at a bar
         const State state = block.states[i];
         if (state == State::DONE) continue;
         const Place place = state == State::AT_BARRIER ? block.barrier : block.threads[i].place;
-        message += " " + thread_name(i) + " waits " + name_of(state) + ", line " + std::to_string(place.line) + ";";
+        message += " " + thread_name(i) + " waits " + name_of_wait(i) + ", line " + std::to_string(place.line) + ";";
         ++shown;
     }
     fail("deadlock", message.c_str(), {nullptr, 0});
@@ -67,7 +74,10 @@ int next_ready(int from) {
 }
 
 __attribute__((noinline)) void search_another() {
-    const int me = block.current->number, next = next_ready(me);
+    const int me = block.current->number;
+    if (has_box_copies() && block.launch->order == RANDOM && next_random() % 8 == 0) complete_box_copy(next_random());
+    int next = next_ready(me);
+    while (next < 0 && has_box_copies() && complete_box_copy(next_random())) next = next_ready(me);
     if (next < 0) {
         if (block.alive) fail_deadlock();
         leave_to_scheduler(block.contexts[me]);
@@ -89,8 +99,10 @@ void thread_body() {
     block.launch->kernel(block.launch->arguments);
     Thread& me = *block.current;
     copy_async_wait(0);
+    end_warpgroup_thread();
     my_state() = State::DONE;
-    --block.alive;
+    if (--block.alive == 0) finish_box_copies();
+    end_barrier_thread();
     Warp& warp = block.warps[me.warp];
     warp.alive &= ~(1u << me.lane);
     for (int i = 0; i < warp.count; ++i)
@@ -132,6 +144,9 @@ void run_block(unsigned x, unsigned y, unsigned z) {
     block.arena_used = block.shared_bytes = 0;
     block.sites.clear();
     prepare_threads();
+    start_box_copies();
+    start_barriers();
+    start_warpgroups();
     start_block_checks();
     enter(std::max(0, next_ready(block.thread_count - 1)));
     switch_to(block.scheduler, block.contexts[block.current->number]);
@@ -221,6 +236,8 @@ inline void complete(const AsyncCopy& copy) {
 }
 
 }  // namespace
+
+void yield_thread() { run_another(); }
 
 std::string thread_name(int number) { return "thread " + std::to_string(number); }
 
@@ -328,6 +345,7 @@ void warp_operation(uint32_t mask, void* argument, Operation operation, Place pl
     for (int i = 0; i < 32; ++i) arguments[i] = mask >> i & 1 ? first[i].argument : nullptr;
     operation(arguments, mask);
     if (mask == warp.alive) ++warp.epoch;
+    order_warp(me.warp, mask);
     State* const states = block.states + me.warp * 32;
     for (int i = 0; i < 32; ++i)
         if ((mask >> i & 1) && states[i] == State::IN_WARP_OPERATION) states[i] = State::READY;

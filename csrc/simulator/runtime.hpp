@@ -9,7 +9,7 @@
 
 namespace simulator {
 
-enum class State : uint8_t { READY, AT_BARRIER, IN_WARP_OPERATION, DONE };
+enum class State : uint8_t { READY, AT_BARRIER, IN_WARP_OPERATION, AT_MBARRIER, AT_NAMED_BARRIER, FOR_REGISTERS, DONE };
 
 struct AsyncCopy {
     char* destination;
@@ -21,8 +21,8 @@ struct AsyncCopy {
 struct Thread {
     char* stack = nullptr;
     int number, lane, warp;    // number: position in the block
-    Place place;               // where it waits in a warp operation
-    void* argument;            // of the warp operation it waits in
+    Place place;               // where it waits, but at a barrier of the block
+    void* argument;            // of the warp operation it waits in, or its mbarrier
     int copy_groups;           // committed cp.async groups
     std::vector<AsyncCopy> copies;
 };
@@ -96,6 +96,7 @@ struct Block {
 };
 extern Block block;
 
+void yield_thread();  // runs others; returns when the state of the current thread, which is set before, is READY again
 [[noreturn]] void fail_at(const char* kind, const std::string& message, const void* code);
 std::string thread_name(int number);
 
@@ -107,5 +108,15 @@ void barrier_checks();
 void finish_block_checks();
 void copy_issued(const AsyncCopy& copy);
 void copy_completed(const AsyncCopy& copy);
+// Shared memory that the hardware writes by itself, from the issue of a copy until the phase of its barrier completes.
+void unit_write_issued(const char* address, size_t bytes, const void* barrier, const void* code);
+void unit_write_completed(const char* address, size_t bytes, const void* barrier);  // before its bytes are counted
+// Shared memory that it reads by itself, from the issue of an operation until the wait for it.
+void unit_read_issued(const char* address, size_t bytes, const void* code);
+void unit_read_finished(const char* address, size_t bytes, const void* code = nullptr);
+
+// wgmma.cpp, at a block's start, and when a thread ends: then none of its warp's wgmma may be under way.
+void start_warpgroups();
+void end_warpgroup_thread();
 
 }  // namespace simulator

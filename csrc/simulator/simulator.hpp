@@ -76,13 +76,54 @@ void copy_async(void* destination, const void* source, int bytes, int source_byt
 void copy_async_commit();
 void copy_async_wait(int groups_in_flight);
 
+// Barriers in shared memory (mbarrier) and others of Hopper kernels; kernels/ptx_barrier.cuh says what they mean.
+extern bool uses_barriers;  // whether this library's kernels include that file
+void barrier_init(void* barrier, int arrivals, Place place);
+void barrier_init_fence();
+void barrier_invalidate(void* barrier, Place place);
+void barrier_arrive(void* barrier, int bytes, Place place);  // bytes: that the phase expects beside
+void barrier_arrive_cluster(void* barrier, int rank, Place place);
+bool barrier_test(void* barrier, int parity, Place place);
+void barrier_wait(void* barrier, int parity, Place place);
+void named_barrier_wait(int number, int threads, Place place);
+void fence_async();
+void set_registers(int count, bool takes, Place place);
+int cluster_rank();
+void cluster_wait(Place place);
+
 void count_flops(int count);
 
 // mma.sync, by all lanes of a warp: d (16,8) += a (16,terms) · b (terms,8), each lane with its registers of the matrices.
 enum class Format { TF32, BF16, F16 };
 void multiply_matrices(Format format, int terms, const uint32_t* a, const uint32_t* b, float* d, Place place);
+// TMA: a box of `map` to shared memory, counted at `barrier`, or with offsets by im2col; to the blocks of a cluster in
+// `blocks`, or to the own one if it is 0. And from shared memory, in groups of each thread.
+void tma_load(void* shared, const void* map, void* barrier, int rank, const int* at, const int* offsets, unsigned blocks);
+void tma_store(const void* map, const void* shared, int rank, const int* at);
+void tma_store_commit();
+void tma_store_wait(int groups_in_flight, bool read_only);
+
 // ldmatrix: every lane brings a row of eight halves and gets its element pairs of up to four 8×8 matrices.
 void exchange_matrix_rows(const uint32_t* row, uint32_t* result, int matrices, bool transposed, Place place);
+// stmatrix: the inverse; lanes 0 to 8 · matrices − 1 get a row each.
+void gather_matrix_rows(const uint32_t* values, uint32_t* row, int matrices, bool transposed, Place place);
+
+// An address in shared memory as instructions take it: the block's memory starts at 0x400.
+uint64_t shared_address(const void* address);
+
+// wgmma, of a warp with three others: d (64,columns) = a · b, + d if it accumulates; see wgmma.cpp.
+struct WarpgroupProduct {
+    Format format;
+    int columns;
+    bool a_mn_major, b_mn_major, accumulate;
+    uint64_t a, b;  // descriptors
+    const uint32_t* a_registers;  // four instead of a, or null
+    float* d;                     // columns / 2 registers of this lane
+};
+void multiply_warpgroup(const WarpgroupProduct& product, Place place);
+void warpgroup_fence(Place place);
+void warpgroup_commit(Place place);
+void warpgroup_wait(int groups, Place place);
 
 template <class... Parameters, size_t... I>
 SIMULATOR_INTERNAL void call(void (*kernel)(Parameters...), void* const* arguments, std::index_sequence<I...>) {
@@ -138,8 +179,9 @@ void no_lanes(void* const* arguments, uint32_t mask);
     static const char name##_key = 0;                                                                           \
     typedef T name##_type dims;                                                                                 \
     name##_type& name = *static_cast<name##_type*>(simulator::shared_memory(&name##_key, sizeof(name##_type), 16))
-#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 128))
+#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simulator::shared_memory(nullptr, 0, 1024))
 #define KERNEL(threads, blocks) extern "C" __attribute__((noinline)) void
+#define CLUSTER_KERNEL(threads, blocks, cluster) KERNEL(threads, blocks)
 
 #define threadIdx simulator::thread_index
 #define blockIdx simulator::block_index

@@ -1,10 +1,10 @@
-// What mma.sync computes, bit by bit, as measurements of tensor cores describe it (Li et al., MMA-Sim, arXiv 2511.10909):
+// What mma.sync and wgmma compute, bit by bit, as measurements of tensor cores describe it (Li et al., MMA-Sim, arXiv 2511.10909):
 //
 // Products are exact. Of c and all products that are not 0, e is the largest exponent, a product's being the sum of its
 // factors' (so its significand is below 4). Every term is cut off after FRACTION bits below 2^e, the sum of what is left
 // is exact, and its result in float32 is cut off too: never rounded up. Ampere and Ada have 24 bits and add one half of
 // the terms after the other; Hopper has 25 and adds all at once. Subnormals count; every NaN is 0x7FFFFFFF.
-#include "runtime.hpp"
+#include "tensor_core.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -12,19 +12,13 @@
 namespace simulator {
 namespace {
 
-constexpr int ROWS = 16, COLUMNS = 8, TERMS_MAX = 16;
-constexpr int NO_EXPONENT = -2000;  // of 0: below that of every product
+constexpr int ROWS = 16, COLUMNS = 8;  // of mma.sync
+constexpr int NO_EXPONENT = -2000;     // of 0: below that of every product
+// With exponents and sums of exponents between these, a float32 holds every product exactly, and every scaled one.
+constexpr int EXPONENT_MIN = -100, EXPONENT_MAX = 100;
 
 // Code for wide vectors where the CPU has them; the results are the same.
 #define VECTORIZED __attribute__((target_clones("avx2", "default")))
-
-template <class To, class From>
-To bits_as(From value) {
-    static_assert(sizeof(To) == sizeof(From), "the same bits");
-    To result;
-    memcpy(&result, &value, sizeof result);
-    return result;
-}
 
 uint32_t half_to_float(uint16_t bits) {
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -34,74 +28,39 @@ uint32_t half_to_float(uint16_t bits) {
     return bits_as<uint32_t>(magnitude) | uint32_t{bits} >> 15 << 31;
 }
 
-const uint32_t* half_table() {
-    static const std::vector<uint32_t> table = [] {
-        std::vector<uint32_t> values(1 << 16);
-        for (uint32_t i = 0; i < values.size(); ++i) values[i] = half_to_float(i);
-        return values;
-    }();
-    return table.data();
-}
-
-// An operand's numbers, their float32 bits first, then what products need of them.
-template <int COUNT>
+// What products need to know of an operand's numbers.
 struct Operand {
-    uint32_t bits[COUNT];
-    double value[COUNT];
-    int exponent[COUNT];  // as stored; of the format's subnormals, that of its smallest normal number
+    int exponent[PRODUCT_TERMS * PRODUCT_COLUMNS];  // as stored; of the format's subnormals, its smallest normal number's
+    int least, largest;                             // of the exponents of numbers that are not 0
+    bool finite;
 };
 
-struct Matrices {
-    Operand<ROWS * TERMS_MAX> a;     // (row, term)
-    Operand<TERMS_MAX * COLUMNS> b;  // (term, column)
-    float c[ROWS][COLUMNS];
-};
-
-struct Fragments {
-    Format format;
-    int terms;
-    const uint32_t *a, *b;
-    float* d;
-};
-
-// PTX ISA, "Matrix Fragments for mma.m16n8k8" and "m16n8k16": where a lane's elements stand.
-void gather(void* const* lanes, Matrices& m) {
-    const auto& first = *static_cast<const Fragments*>(lanes[0]);
-    const int terms = first.terms;
-    const uint32_t* const halves = first.format == Format::F16 ? half_table() : nullptr;
-    const auto widen = [&](uint32_t half) { return halves ? halves[half] : half << 16; };
-    for (int lane = 0; lane < 32; ++lane) {
-        const auto& own = *static_cast<const Fragments*>(lanes[lane]);
-        const int group = lane / 4, member = lane % 4;
-        if (first.format == Format::TF32) {
-            for (int i = 0; i < 4; ++i)  // the lowest 13 bits are not looked at
-                m.a.bits[(group + 8 * (i % 2)) * terms + member + 4 * (i / 2)] = own.a[i] & 0xFFFFE000u;
-            for (int i = 0; i < 2; ++i) m.b.bits[(member + 4 * i) * COLUMNS + group] = own.b[i] & 0xFFFFE000u;
-        } else {
-            for (int i = 0; i < 4; ++i) {
-                uint32_t* const pair = &m.a.bits[(group + 8 * (i % 2)) * terms + 2 * member + 8 * (i / 2)];
-                pair[0] = widen(own.a[i] & 0xFFFF), pair[1] = widen(own.a[i] >> 16);
-            }
-            for (int i = 0; i < 2; ++i) {
-                uint32_t* const pair = &m.b.bits[(2 * member + 8 * i) * COLUMNS + group];
-                pair[0] = widen(own.b[i] & 0xFFFF), pair[COLUMNS] = widen(own.b[i] >> 16);
-            }
-        }
-        for (int i = 0; i < 4; ++i) m.c[group + 8 * (i / 2)][2 * member + i % 2] = own.d[i];
-    }
-}
-
-// Fills in values and exponents; whether all numbers are finite.
-VECTORIZED bool prepare_operand(const uint32_t* bits, double* value, int* exponent, int count, int smallest) {
+VECTORIZED void prepare(const uint32_t* bits, int count, int smallest, Operand& operand) {
     uint32_t special = 0;
+    int least = 1000, largest = NO_EXPONENT;
     for (int i = 0; i < count; ++i) {
         const int field = bits[i] >> 23 & 255;
         special |= field == 255;
         const int stored = field - 127 > smallest ? field - 127 : smallest;
-        exponent[i] = bits[i] << 1 ? stored : NO_EXPONENT;
+        const int own = bits[i] << 1 ? stored : NO_EXPONENT, not_zero = bits[i] << 1 ? stored : 1000;
+        operand.exponent[i] = own;
+        least = not_zero < least ? not_zero : least;
+        largest = own > largest ? own : largest;
     }
-    for (int i = 0; i < count; ++i) value[i] = bits_as<float>(bits[i]);
-    return !special;
+    operand.least = least;
+    operand.largest = largest;
+    operand.finite = !special;
+}
+
+// Whether all numbers are 0 or between 2^EXPONENT_MIN and 2^(EXPONENT_MAX + 1).
+VECTORIZED bool is_moderate(const float* values, int count) {
+    int outside = 0;
+    for (int i = 0; i < count; ++i) {
+        const uint32_t bits = bits_as<uint32_t>(values[i]);
+        const int exponent = static_cast<int>(bits >> 23 & 255) - 127;
+        outside |= (bits << 1 != 0) & ((exponent < EXPONENT_MIN) | (exponent > EXPONENT_MAX));
+    }
+    return !outside;
 }
 
 // 2^exponent for exponents of normal doubles.
@@ -113,9 +72,29 @@ inline float cut_off(double value) {
     return std::fabs(value) < 0x1p128 && std::fabs(rounded) > std::fabs(value) ? nextafterf(rounded, 0) : rounded;
 }
 
-// c += a · b over `count` terms of a row of a, of finite numbers.
-VECTORIZED void add_products(const double* a, const int* a_exponent, const double* b, const int* b_exponent, float* c,
-                             int count, int fraction) {
+namespace narrow {
+#include "tensor_core_rows.hpp"
+}
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx2")
+namespace wide {
+#include "tensor_core_rows.hpp"
+}
+#pragma GCC pop_options
+#endif
+
+void add_moderate_product(const MatrixProduct& p, const Operand& left, const Operand& right, int fraction, int step) {
+#if defined(__x86_64__)
+    static const bool has_wide = __builtin_cpu_supports("avx2");
+    if (has_wide) return wide::add_moderate_product(p, left, right, fraction, step);
+#endif
+    narrow::add_moderate_product(p, left, right, fraction, step);
+}
+
+// c += a · b in eight columns over `count` terms of a row of a, of any finite numbers.
+VECTORIZED void add_products(const float* a, const int* a_exponent, const float* b, const int* b_exponent, float* c,
+                             int columns, int count, int fraction) {
     int largest[COLUMNS];
     double scale[COLUMNS], sum[COLUMNS];
     for (int n = 0; n < COLUMNS; ++n) {
@@ -124,7 +103,7 @@ VECTORIZED void add_products(const double* a, const int* a_exponent, const doubl
     }
     for (int k = 0; k < count; ++k)
         for (int n = 0; n < COLUMNS; ++n) {
-            const int sum_of_exponents = a_exponent[k] + b_exponent[k * COLUMNS + n];
+            const int sum_of_exponents = a_exponent[k] + b_exponent[k * columns + n];
             largest[n] = sum_of_exponents > largest[n] ? sum_of_exponents : largest[n];
         }
     for (int n = 0; n < COLUMNS; ++n) {
@@ -132,7 +111,8 @@ VECTORIZED void add_products(const double* a, const int* a_exponent, const doubl
         sum[n] = static_cast<int>(c[n] * scale[n]);
     }
     for (int k = 0; k < count; ++k)
-        for (int n = 0; n < COLUMNS; ++n) sum[n] += static_cast<int>(a[k] * b[k * COLUMNS + n] * scale[n]);
+        for (int n = 0; n < COLUMNS; ++n)
+            sum[n] += static_cast<int>(double{a[k]} * b[k * columns + n] * scale[n]);
     uint64_t unusual = 0;
     double result[COLUMNS];
     for (int n = 0; n < COLUMNS; ++n) {
@@ -148,43 +128,84 @@ VECTORIZED void add_products(const double* a, const int* a_exponent, const doubl
 }
 
 // What infinities and NaNs make of an output; anything else is as it was computed.
-void set_special(const double* a, const double* b, float before, float& c, int terms) {
+void set_special(const float* a, const float* b, float before, float& c, int columns, int terms) {
     double sum = before;
     bool finite = std::isfinite(sum);
     for (int k = 0; k < terms; ++k) {
-        finite &= std::isfinite(a[k]) && std::isfinite(b[k * COLUMNS]);
-        sum += a[k] * b[k * COLUMNS];
+        finite &= std::isfinite(a[k]) && std::isfinite(b[k * columns]);
+        sum += double{a[k]} * b[k * columns];
     }
     if (!finite) c = std::isnan(sum) ? bits_as<float>(0x7FFFFFFF) : static_cast<float>(sum);
 }
 
-void multiply_lanes(void* const* lanes, uint32_t) {
+void add_any_product(const MatrixProduct& p, const Operand& left, const Operand& right, int fraction, int step) {
+    const float *const a = reinterpret_cast<const float*>(p.a), *const b = reinterpret_cast<const float*>(p.b);
+    const bool finite = left.finite && right.finite &&
+                        std::all_of(p.c, p.c + p.rows * p.columns, [](float value) { return std::isfinite(value); });
+    for (int row = 0; row < p.rows; ++row) {
+        float* const c = p.c + row * p.columns;
+        float before[PRODUCT_COLUMNS];
+        std::copy(c, c + p.columns, before);
+        for (int n = 0; n < p.columns; n += COLUMNS)
+            for (int k = 0; k < p.terms; k += step) {
+                const int at = row * p.terms + k, from = k * p.columns + n;
+                add_products(a + at, left.exponent + at, b + from, right.exponent + from, c + n, p.columns, step, fraction);
+            }
+        for (int n = 0; n < p.columns && !finite; ++n) set_special(a + row * p.terms, b + n, before[n], c[n], p.columns, p.terms);
+    }
+}
+
+struct Fragments {
+    Format format;
+    int terms;
+    const uint32_t *a, *b;
+    float* d;
+};
+
+// Of a warp's mma.sync.
+struct Matrices {
+    uint32_t a[ROWS * PRODUCT_TERMS];     // (row, term)
+    uint32_t b[PRODUCT_TERMS * COLUMNS];  // (term, column)
+    float c[ROWS][COLUMNS];
+};
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k8" and "m16n8k16": where a lane's elements stand.
+void gather(void* const* lanes, Matrices& m) {
     const auto& first = *static_cast<const Fragments*>(lanes[0]);
     const int terms = first.terms;
+    const uint32_t* const halves = first.format == Format::F16 ? half_table() : nullptr;
+    const auto widen = [&](uint32_t half) { return halves ? halves[half] : half << 16; };
+    for (int lane = 0; lane < 32; ++lane) {
+        const auto& own = *static_cast<const Fragments*>(lanes[lane]);
+        const int group = lane / 4, member = lane % 4;
+        if (first.format == Format::TF32) {
+            for (int i = 0; i < 4; ++i)  // the lowest 13 bits are not looked at
+                m.a[(group + 8 * (i % 2)) * terms + member + 4 * (i / 2)] = own.a[i] & 0xFFFFE000u;
+            for (int i = 0; i < 2; ++i) m.b[(member + 4 * i) * COLUMNS + group] = own.b[i] & 0xFFFFE000u;
+        } else {
+            for (int i = 0; i < 4; ++i) {
+                uint32_t* const pair = &m.a[(group + 8 * (i % 2)) * terms + 2 * member + 8 * (i / 2)];
+                pair[0] = widen(own.a[i] & 0xFFFF), pair[1] = widen(own.a[i] >> 16);
+            }
+            for (int i = 0; i < 2; ++i) {
+                uint32_t* const pair = &m.b[(2 * member + 8 * i) * COLUMNS + group];
+                pair[0] = widen(own.b[i] & 0xFFFF), pair[COLUMNS] = widen(own.b[i] >> 16);
+            }
+        }
+        for (int i = 0; i < 4; ++i) m.c[group + 8 * (i / 2)][2 * member + i % 2] = own.d[i];
+    }
+}
+
+void multiply_lanes(void* const* lanes, uint32_t) {
+    const auto& first = *static_cast<const Fragments*>(lanes[0]);
     for (int lane = 1; lane < 32; ++lane) {
         const auto& other = *static_cast<const Fragments*>(lanes[lane]);
-        if (other.format != first.format || other.terms != terms)
+        if (other.format != first.format || other.terms != first.terms)
             fail("mma", "the lanes of a warp multiply different shapes or formats", {nullptr, 0});
     }
-    const bool hopper = block.launch->architecture >= 90;
-    const int fraction = hopper ? 25 : 24, smallest = first.format == Format::F16 ? -14 : -126;
-    const int step = std::min(terms, (first.format == Format::TF32 ? 4 : 8) * (hopper ? 2 : 1));
     Matrices m;
     gather(lanes, m);
-    bool finite = prepare_operand(m.a.bits, m.a.value, m.a.exponent, ROWS * terms, smallest);
-    finite &= prepare_operand(m.b.bits, m.b.value, m.b.exponent, terms * COLUMNS, smallest);
-    for (const auto& row : m.c)
-        for (const float value : row) finite &= std::isfinite(value);
-    float before[ROWS][COLUMNS];
-    memcpy(before, m.c, sizeof before);
-    for (int row = 0; row < ROWS; ++row) {
-        const int at = row * terms;
-        for (int k = 0; k < terms; k += step)
-            add_products(m.a.value + at + k, m.a.exponent + at + k, m.b.value + k * COLUMNS, m.b.exponent + k * COLUMNS,
-                         m.c[row], step, fraction);
-        if (finite) continue;
-        for (int n = 0; n < COLUMNS; ++n) set_special(m.a.value + at, m.b.value + n, before[row][n], m.c[row][n], terms);
-    }
+    add_matrix_product({first.format, ROWS, COLUMNS, first.terms, m.a, m.b, m.c[0]});
     for (int lane = 0; lane < 32; ++lane)
         for (int i = 0; i < 4; ++i)
             static_cast<const Fragments*>(lanes[lane])->d[i] = m.c[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
@@ -211,7 +232,42 @@ void exchange_rows(void* const* lanes, uint32_t) {
     }
 }
 
+// stmatrix, the inverse: every lane has a pair of each matrix and lane 8j + r gets row r of matrix j.
+void gather_rows(void* const* lanes, uint32_t) {
+    for (int lane = 0; lane < 32; ++lane) {
+        const auto& own = *static_cast<const MatrixRow*>(lanes[lane]);
+        const int j = lane / 8, r = lane % 8;
+        if (j >= own.matrices) continue;
+        const auto pair_of = [&](int from) { return static_cast<const MatrixRow*>(lanes[from])->row[j]; };
+        for (int t = 0; t < 4; ++t) {
+            const auto half = [&](int column) { return pair_of(4 * column + r / 2) >> 16 * (r % 2) & 0xFFFF; };
+            own.result[t] = own.transposed ? half(2 * t) | half(2 * t + 1) << 16 : pair_of(4 * r + t);
+        }
+    }
+}
+
 }  // namespace
+
+const uint32_t* half_table() {
+    static const std::vector<uint32_t> table = [] {
+        std::vector<uint32_t> values(1 << 16);
+        for (uint32_t i = 0; i < values.size(); ++i) values[i] = half_to_float(i);
+        return values;
+    }();
+    return table.data();
+}
+
+void add_matrix_product(const MatrixProduct& p) {
+    static Operand left, right;
+    const bool hopper = block.launch->architecture >= 90;
+    const int fraction = hopper ? 25 : 24, smallest = p.format == Format::F16 ? -14 : -126;
+    const int step = std::min(p.terms, (p.format == Format::TF32 ? 4 : 8) * (hopper ? 2 : 1));
+    prepare(p.a, p.rows * p.terms, smallest, left);
+    prepare(p.b, p.terms * p.columns, smallest, right);
+    const bool moderate = left.finite && right.finite && left.least + right.least >= EXPONENT_MIN &&
+                          left.largest + right.largest <= EXPONENT_MAX && is_moderate(p.c, p.rows * p.columns);
+    (moderate ? add_moderate_product : add_any_product)(p, left, right, fraction, step);
+}
 
 void multiply_matrices(Format format, int terms, const uint32_t* a, const uint32_t* b, float* d, Place place) {
     if (block.launch->architecture < 80) fail("mma", "the instruction exists from sm_80 on", place);
@@ -223,6 +279,12 @@ void multiply_matrices(Format format, int terms, const uint32_t* a, const uint32
 void exchange_matrix_rows(const uint32_t* row, uint32_t* result, int matrices, bool transposed, Place place) {
     MatrixRow own{row, result, matrices, transposed};
     warp_operation(~0u, &own, exchange_rows, place);
+}
+
+void gather_matrix_rows(const uint32_t* values, uint32_t* row, int matrices, bool transposed, Place place) {
+    if (block.launch->architecture < 90) fail("stmatrix", "the instruction exists from sm_90 on", place);
+    MatrixRow own{values, row, matrices, transposed};
+    warp_operation(~0u, &own, gather_rows, place);
 }
 
 }  // namespace simulator

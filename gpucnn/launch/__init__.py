@@ -11,3 +11,4 @@ from gpucnn.launch.plan import changing as changing
 from gpucnn.launch.plan import random_stream as random_stream
 from gpucnn.launch.plan import recording as recording
 from gpucnn.launch.simulator import SimulatorError as SimulatorError
+from gpucnn.launch.tensor_map import TensorMap as TensorMap

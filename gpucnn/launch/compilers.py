@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpucnn.files import cache_folder, write_atomically
-from gpucnn.launch.sources import digest, files, folder
+from gpucnn.launch.sources import digest, files, folder, suits
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
 COMPILERS = ("nvcc", "nvrtc")
@@ -152,15 +152,20 @@ def cubin(file: str, architecture: str, compiler: str) -> tuple[bytes, str]:
     Raises ValueError where there is neither code nor a compiler, and CompileError.
     - compiler: "nvcc" or "nvrtc"
     """
+    path = cubin_path(file, architecture, compiler)
+    return path.read_bytes(), path.with_suffix(".log").read_text()
+
+
+def cubin_path(file: str, architecture: str, compiler: str) -> Path:
+    """Where `cubin` has it; what the compiler said is beside it, in a .log."""
     check_architecture(architecture)
     stem = _stem(file, architecture, compiler)
     suffix = f"-{version(compiler)}" if is_installed(compiler) else "-*"
     for place in (SHIPPED, cache_folder("cubin")):
         for path in sorted(place.glob(f"{stem}{suffix}.cubin"), reverse=True):
             if path.with_suffix(".log").exists():
-                return path.read_bytes(), path.with_suffix(".log").read_text()
-    path = compile_into(cache_folder("cubin"), file, architecture, compiler)
-    return path.read_bytes(), path.with_suffix(".log").read_text()
+                return path
+    return compile_into(cache_folder("cubin"), file, architecture, compiler)
 
 
 def _stem(file: str, architecture: str, compiler: str) -> str:
@@ -180,7 +185,14 @@ def compile_into(folder: Path, file: str, architecture: str, compiler: str) -> P
 
 def jobs(architectures: Sequence[str]) -> int:
     """How many rows `build` gives."""
-    return len(files()) * len(architectures)
+    return len(_pairs(architectures))
+
+
+def _pairs(architectures: Sequence[str]) -> list[tuple[str, str]]:
+    """Every file of kernels with every architecture that it is meant for."""
+    return [
+        (str(file), architecture) for file in files() for architecture in architectures if suits(file, architecture)
+    ]
 
 
 def build(architectures: Sequence[str], compiler: str) -> Iterator[dict[str, Any]]:
@@ -188,7 +200,7 @@ def build(architectures: Sequence[str], compiler: str) -> Iterator[dict[str, Any
 
     Gives a row each: file, arch, bytes, seconds, error ("" if there is none).
     """
-    pairs = [(str(file), architecture) for file in files() for architecture in architectures]
+    pairs = _pairs(architectures)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from pool.map(lambda pair: _build_one(pair[0], pair[1], compiler), pairs)
 

@@ -12,6 +12,7 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn.launch import jit, native, plan, simulator
 from gpucnn.launch.sources import ELEMENTS, SCALARS, Entry, Parameter, entries, structs
+from gpucnn.launch.tensor_map import TensorMap
 
 GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
 
@@ -27,7 +28,8 @@ def launch(kernel: str, grid: int | tuple[int, ...], *arguments: Any, shared_byt
     """Run `kernel` with `grid` blocks (along x, or x, y and z) on the device of its array arguments.
 
     Integers and floats are converted to the declared types; an array may be None where the kernel takes a null pointer;
-    a struct's numbers come as a tuple, `Pointers` as a sequence of arrays. A grid without blocks runs nothing.
+    a struct's numbers come as a tuple, `Pointers` as a sequence of arrays, `TENSOR_MAP` as a TensorMap. A grid without
+    blocks runs nothing.
 
     - shared_bytes: dynamic shared memory of a block
     Raises TypeError for an argument of another kind, dtype or layout, ValueError for a number out of range or a grid
@@ -106,11 +108,13 @@ def _grid(entry: Entry, grid: int | tuple[int, ...]) -> tuple[int, int, int]:
     for axis, blocks, limit in zip("xyz", (x, y, z), GRID_LIMITS, strict=True):
         if not 0 <= blocks <= limit:
             raise ValueError(f"{entry.name}: grid.{axis} is {blocks}; it must be from 0 to {limit}; split the work")
+    if x % entry.cluster:
+        raise ValueError(f"{entry.name}: grid.x is {x}; it must be a multiple of the cluster of {entry.cluster} blocks")
     return int(x), int(y), int(z)
 
 
 def bind(entry: Entry, arguments: tuple[Any, ...]) -> list[Any]:
-    """The arguments as the kernel's parameters: arrays (None for null), tuples of them, NumPy scalars and structs."""
+    """The arguments as the kernel's parameters: arrays (None for null), tuples of them, NumPy values, tensor maps."""
     names = ", ".join(parameter.name for parameter in entry.parameters)
     if len(arguments) != len(entry.parameters):
         raise TypeError(
@@ -126,6 +130,8 @@ def _bind_one(entry: Entry, parameter: Parameter, value: Any) -> Any:
         return scalar(f"{entry.name}: {parameter.name}", parameter.type, value)
     if parameter.type == "Pointers":
         return _pointers(entry, parameter, value)
+    if parameter.type == "TENSOR_MAP":
+        return _tensor_map(entry, parameter, value)
     return _struct(entry, parameter, value)
 
 
@@ -133,6 +139,15 @@ def _pointers(entry: Entry, parameter: Parameter, value: Any) -> tuple[Any, ...]
     if not isinstance(value, (tuple, list)) or len(value) > max_pointers() or any(array is None for array in value):
         raise TypeError(f"{entry.name}: {parameter.name} must be a tuple or list of at most {max_pointers()} arrays")
     return tuple(_pointer(entry, replace(parameter, type="float"), array) for array in value)
+
+
+def _tensor_map(entry: Entry, parameter: Parameter, value: Any) -> TensorMap:
+    if not isinstance(value, TensorMap) or not devices.runs_kernels(value.array):
+        shown = f"a map of {type(value.array).__name__}" if isinstance(value, TensorMap) else type(value).__name__
+        raise TypeError(
+            f"{entry.name}: {parameter.name} is {shown}; it must be a TensorMap of an array on 'cuda' or 'sim'"
+        )
+    return value
 
 
 def _pointer(entry: Entry, parameter: Parameter, value: Any) -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.launch.sources import Entry, digest, folder, structs
+from gpucnn.launch import compilers
+from gpucnn.launch.sources import Entry, digest, folder, structs, suits
+from gpucnn.launch.tensor_map import TensorMap
 
 STATIC_SHARED_BYTES = 48 << 10  # above this, dynamic shared memory must be asked for
 
@@ -28,7 +30,10 @@ def function(name: str, file: str, device: int) -> Any:
 
 @cache
 def _module(file: str) -> Any:
-    return devices.cupy().RawModule(code=Path(file).read_text(), options=options(file))
+    cupy = devices.cupy()
+    if not suits(file, ""):  # CuPy compiles for sm_90, without the instructions of sm_90a
+        return cupy.RawModule(path=str(compilers.cubin_path(file, "sm_90a", "nvrtc")))
+    return cupy.RawModule(code=Path(file).read_text(), options=options(file))
 
 
 def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_bytes: int) -> None:
@@ -44,7 +49,9 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
 
 
 def _value(argument: Any) -> Any:
-    """An argument as CuPy takes it: a struct by value is a NumPy array of one element, and `Pointers` are a struct."""
+    """An argument as CuPy takes it: a struct (as `Pointers`, or a tensor map) is an array of one element."""
+    if isinstance(argument, TensorMap):
+        return argument.encode()
     if isinstance(argument, np.void):
         return np.asarray(argument)
     if not isinstance(argument, tuple):

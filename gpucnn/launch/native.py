@@ -15,6 +15,7 @@ from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.launch import compilers
 from gpucnn.launch.sources import Entry, structs
+from gpucnn.launch.tensor_map import TensorMap
 
 LIBRARY = "libcuda.so.1"
 FEATURES = {"90": "sm_90a"}  # architectures whose own instructions the kernels use
@@ -48,7 +49,9 @@ def prepare(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shar
 
 
 def value_bytes(argument: Any) -> bytes:
-    """A kernel's argument as its bytes in memory: an array's address, `Pointers`, a number, a struct."""
+    """A kernel's argument as its bytes in memory: an array's address, `Pointers`, a number, a struct, a tensor map."""
+    if isinstance(argument, TensorMap):
+        return argument.encode().tobytes()
     if isinstance(argument, np.generic):
         return argument.tobytes()
     if isinstance(argument, tuple):

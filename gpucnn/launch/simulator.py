@@ -32,6 +32,7 @@ from gpucnn import device as devices
 from gpucnn import simulator_runtime
 from gpucnn.files import cache_folder, write_atomically
 from gpucnn.launch.sources import Entry, digest, entries, folder, structs
+from gpucnn.launch.tensor_map import BYTES, TensorMap
 
 RUNTIME = Path(simulator_runtime.__file__).parent
 # DWARF 4: addr2line 2.40 takes the including file's name for an included one's in DWARF 5.
@@ -47,7 +48,7 @@ KERNEL_FLAGS = {
     "race": ("-O1", "-fsanitize=thread"),
     "profile": ("-O1", "-fsanitize=thread", "-DSIMULATOR_PROFILE"),
 }
-RUNTIME_FILES = ("runtime", "fiber", "access", "tensor_core")
+RUNTIME_FILES = ("runtime", "fiber", "access", "barrier", "tensor_core", "tma", "wgmma")
 SHARED_LIMITS = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10,
                  "sm_120": 99 << 10}  # fmt: skip
 ORDERS = ("forward", "reverse", "random")
@@ -165,7 +166,7 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
     """Run all blocks of a launch; raises SimulatorError for what the mode finds."""
     chosen = settings()
     module = library(entry.file, chosen.mode)
-    buffers = [_buffer(parameter, array) for parameter, _, array in _arrays(entry, arguments)]
+    buffers = [_buffer(array, writable) for array, _, writable in _arrays(entry, arguments)]
     values = [_value(argument) for argument in arguments]
     error = ctypes.create_string_buffer(1024)
     launch = _Launch(
@@ -193,20 +194,21 @@ def run(entry: Entry, grid: tuple[int, int, int], arguments: list[Any], shared_b
         _profiles.append((entry.name, profile(entry.name, _profiles_lines)))
 
 
-def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, Any]]:
-    """(parameter, name, array) of every array of the launch; "gradients[2]" is a part of `gradients`."""
+def _arrays(entry: Entry, arguments: list[Any]) -> Iterator[tuple[Any, str, bool]]:
+    """(array, name, writable) of every array of the launch; "gradients[2]" is a part of `gradients`."""
     for parameter, argument in zip(entry.parameters, arguments, strict=True):
+        writable = argument.stores if isinstance(argument, TensorMap) else not parameter.const
         for position, array in enumerate(devices.arrays_in(argument)):
             part = f"[{position}]" if isinstance(argument, tuple) else ""
-            yield parameter, parameter.name + part, array
+            yield array, parameter.name + part, writable
 
 
-def _buffer(parameter: Any, array: Any) -> _Buffer:
+def _buffer(array: Any, writable: bool) -> _Buffer:
     low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data, array.ctypes.data)
     guarded = (
         array.size > 0 and getattr(array, "guarded", False) and array.flags.forc
     )  # no element twice, none left out
-    return _Buffer(low, high - low, not parameter.const, guarded)
+    return _Buffer(low, high - low, writable, guarded)
 
 
 def _value(argument: Any) -> Any:
@@ -215,7 +217,17 @@ def _value(argument: Any) -> Any:
         return ctypes.c_void_p(None if argument is None else argument.ctypes.data)
     if isinstance(argument, tuple):
         return (ctypes.c_void_p * structs()["Pointers"][0][1])(*(array.ctypes.data for array in argument))
+    if isinstance(argument, TensorMap):
+        return _aligned(argument.simulated())
     return ctypes.create_string_buffer(argument.tobytes(), argument.nbytes)
+
+
+def _aligned(content: bytes) -> Any:
+    """A ctypes object with these bytes at a multiple of their number, which is BYTES of a tensor map."""
+    memory = ctypes.create_string_buffer(2 * BYTES)
+    found = (ctypes.c_char * BYTES).from_buffer(memory, -ctypes.addressof(memory) % BYTES)
+    found.raw = content
+    return found
 
 
 def _error(entry: Entry, arguments: list[Any], module: Any, text: str) -> SimulatorError:

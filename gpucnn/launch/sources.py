@@ -1,8 +1,8 @@
 """Kernel sources: which file has which entry point, and what its parameters are, read from the files themselves.
 
-An entry point is `KERNEL(threads, blocks) name(parameters)`. Where a macro stamps several from a template, its
-`#define` holds that line, with names pasted by ## from the macro's parameters, and each use of the macro at the start
-of a line is an entry point. So every kernel is declared in one place.
+An entry point is `KERNEL(threads, blocks) name(parameters)`, or `CLUSTER_KERNEL(threads, blocks, cluster) name(…)`.
+Where a macro stamps several from a template, its `#define` holds that line, with names pasted by ## from the macro's
+parameters, and each use of the macro at the start of a line is an entry point. So every kernel is declared in one place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _registered: dict[Path, None] = {}
 SCALARS = {"int": "int32", "unsigned": "uint32", "int64": "int64", "uint64_t": "uint64", "float": "float32"}
 ELEMENTS = {**SCALARS, "bfloat16": "bfloat16", "float16": "float16"}  # what arrays may hold: NumPy's names
 
-_KERNEL = re.compile(r"\bKERNEL\(((?:[^()]|\([^()]*\))*)\)\s*([\w#\s]+?)\s*\(([^()]*)\)")
+_KERNEL = re.compile(r"\b(?:CLUSTER_)?KERNEL\(((?:[^()]|\([^()]*\))*)\)\s*([\w#\s]+?)\s*\(([^()]*)\)")
 _DEFINE = re.compile(r"^#define (\w+)\(([^()]*)\)(.*)$", re.MULTILINE)
 _CONSTANT = re.compile(r"^constexpr int (\w+) = ([^;]+);", re.MULTILINE)
 _STRUCT = re.compile(r"(?<!>\n)^struct (\w+) \{(.*?)^\};", re.MULTILINE | re.DOTALL)
@@ -32,7 +32,7 @@ _FIELD = re.compile(r"^\s*([\w ]+?\*?) (\w+(?:\[\w+\])?(?:, \w+(?:\[\w+\])?)*);"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a kernel: `type` is a C scalar, or a struct's name; a pointer points to values of that type."""
+    """One parameter of a kernel: `type` is a C scalar, a struct's name or TENSOR_MAP; a pointer points to such."""
 
     type: str
     name: str
@@ -42,13 +42,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry point of the file `file`: `threads` a block, of which at least `blocks` fit a multiprocessor."""
+    """An entry point of the file `file`: `threads` a block, of which at least `blocks` fit a multiprocessor.
+
+    - cluster: how many blocks along x are a cluster; the grid is a multiple of it
+    """
 
     name: str
     file: str
     threads: int
     blocks: int
     parameters: tuple[Parameter, ...]
+    cluster: int = 1
 
 
 def folder() -> Path:
@@ -88,6 +92,12 @@ def register(path: str | Path) -> list[str]:
 def files() -> list[Path]:
     """Every file of kernels: the library's and the registered ones."""
     return [*sorted(folder().glob("*.cu")), *_registered]
+
+
+def suits(file: str | Path, architecture: str) -> bool:
+    """Whether a file of kernels is compiled for an architecture: *_hopper.cu only for sm_90a, whose own instructions
+    it is made of; the simulator calls it sm_90."""
+    return not Path(file).stem.endswith("_hopper") or architecture in ("sm_90", "sm_90a")
 
 
 def headers() -> list[Path]:
@@ -131,8 +141,8 @@ def _split(text: str) -> list[str]:
 
 
 def _entry(match: re.Match[str], file: str, constants: dict[str, str]) -> Entry:
-    threads, blocks = (evaluate(bound, constants) for bound in match[1].split(","))
-    return Entry(match[2].strip(), file, threads, blocks, tuple(map(_parameter, _split(match[3]))))
+    threads, blocks, cluster = (*(evaluate(bound, constants) for bound in match[1].split(",")), 1)[:3]
+    return Entry(match[2].strip(), file, threads, blocks, tuple(map(_parameter, _split(match[3]))), cluster)
 
 
 def _parameter(text: str) -> Parameter:

@@ -154,7 +154,7 @@ def forward(
     x: Any, weight: Any, bias: Any, y: Any, shape: ConvShape, relu: bool = False, workspace_limit: int | None = None
 ) -> None:
     """y (N,K,P,Q), overwritten; x may have any strides."""
-    _check_size("conv2d_forward", shape)
+    check_size("conv2d_forward", shape)
     product = forward_product(shape, arithmetic_of("conv2d_forward", y))
     x, strides = image_strides("conv2d_forward", x, shape)
     tile, splits, terms = _plan(product, shape, y.shape, y.dtype, workspace_limit)
@@ -170,7 +170,7 @@ def forward(
 
 def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gx (N,C,H,W), overwritten; gy may have any strides."""
-    _check_size("conv2d_backward_input", shape)
+    check_size("conv2d_backward_input", shape)
     product = backward_input_product(shape, arithmetic_of("conv2d_backward_input", gx))
     gy, strides = image_strides("conv2d_backward_input", gy, shape)
     tile, splits, terms = _plan(product, shape, gx.shape, gx.dtype, workspace_limit)
@@ -186,7 +186,7 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_li
 
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gw (K,C/groups,R,S), overwritten; x and gy may have any strides."""
-    _check_size("conv2d_backward_weight", shape)
+    check_size("conv2d_backward_weight", shape)
     x, x_strides = image_strides("conv2d_backward_weight", _near_images(x), shape)
     gy, gy_strides = image_strides("conv2d_backward_weight", _near_images(gy), shape)
     product = backward_weight_product(shape, arithmetic_of("conv2d_backward_weight", gw))
@@ -220,7 +220,8 @@ def _work(size: int, splits: int, terms: int, relu: bool, image: int, row: int) 
     return size, splits, terms, int(relu), divisor(image), divisor(row), step
 
 
-def _check_size(operation: str, shape: ConvShape) -> None:
+def check_size(operation: str, shape: ConvShape) -> None:
+    """Raise ValueError for sizes that the kernels cannot count."""
     height, width = _phase_size(shape)
     sizes = {
         "pixels of all images": shape.N * max(shape.P * shape.Q, height * width),

@@ -42,7 +42,7 @@ def add_planes(planes: Any, target: Any, bias: Any = None, relu: bool = False) -
 
 
 def sum_channels(gy: Any, gb: Any) -> None:
-    """gb (K,) = Σ gy (N,K,P,Q) over n, p and q; gy may have any strides."""
+    """gb (K,), float32 = Σ gy (N,K,P,Q) over n, p and q; gy may have any strides, and be of 16 bits."""
     N, K, P, Q = gy.shape
     if N * P * Q >= 2**31:
         raise ValueError(f"conv2d_backward_bias: gy has {N * P * Q} pixels a channel; it must be fewer than 2^31")
@@ -53,6 +53,7 @@ def sum_channels(gy: Any, gb: Any) -> None:
     planes = gb if parts == 1 else devices.empty((parts, K), gb.dtype, gb)
     strides = tuple(stride // gy.itemsize for stride in gy.strides)
     divisors = divisor(max(1, P * Q)), divisor(max(1, Q))
-    launch("conv2d_backward_bias", (K, parts), Strided(gy), planes, strides, (N * P * Q, part, *divisors))
+    kernel = "conv2d_backward_bias" + ("" if gy.dtype == gb.dtype else f"_{gy.dtype.name}")
+    launch(kernel, (K, parts), Strided(gy), planes, strides, (N * P * Q, part, *divisors))
     if parts > 1:
         add_planes(planes, gb)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from gpucnn.ops import (
     conv_cost,
     conv_direct,
     conv_fft,
+    conv_half,
     conv_im2col,
     conv_implicit_gemm,
     conv_settings,
@@ -115,6 +116,36 @@ def _kernels(module: ModuleType) -> dict[str, Algorithm]:
     }
 
 
+def _in_float32(rows: dict[str, Algorithm]) -> dict[str, Algorithm]:
+    """The rows of an algorithm that has no kernels for 16-bit arrays."""
+    return {operation: replace(row, supports=_only_float32(row.supports)) for operation, row in rows.items()}
+
+
+def _only_float32(supports: Callable[..., str | None]) -> Callable[..., str | None]:
+    def refuses(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
+        reason = f"its kernels compute in float32, and {dtype.name} only by implicit_gemm"
+        return reason if conv_half.is_half(dtype) else supports(shape, dtype, device)
+
+    return refuses
+
+
+def _also_half(rows: dict[str, Algorithm], half: dict[str, Algorithm]) -> dict[str, Algorithm]:
+    """Rows that take 16-bit arrays to `half`."""
+    return {operation: _by_dtype(row, half[operation]) for operation, row in rows.items()}
+
+
+def _by_dtype(row: Algorithm, half: Algorithm) -> Algorithm:
+    def of(dtype: Any) -> Algorithm:
+        return half if conv_half.is_half(dtype) else row
+
+    return Algorithm(
+        lambda shape, dtype, device: of(dtype).supports(shape, dtype, device),
+        lambda shape, dtype, limit=None: of(dtype).workspace_bytes(shape, dtype, limit),
+        row.deterministic and half.deterministic,
+        lambda *arguments, **options: of(arguments[0].dtype).run(*arguments, **options),
+    )
+
+
 def _functions(module: ModuleType) -> list[tuple[str, Callable[..., int], Callable[..., None]]]:
     """(operation, workspace, run) of each pass: a module's forward_workspace, forward, and so on."""
     passes = {operation: operation.removeprefix("conv2d_") for operation in PASSES}
@@ -137,12 +168,12 @@ ALGORITHMS = _table(
 
 # Of devices that run kernels: cuda and sim.
 KERNEL_ALGORITHMS = _table(
-    direct=_kernels(conv_direct),
-    implicit_gemm=_kernels(conv_implicit_gemm),
-    im2col=_kernels(conv_im2col),
-    winograd=_kernels(conv_winograd),
-    winograd4=_kernels(conv_winograd4),
-    fft=_kernels(conv_fft),
+    direct=_in_float32(_kernels(conv_direct)),
+    implicit_gemm=_also_half(_kernels(conv_implicit_gemm), _kernels(conv_half)),
+    im2col=_in_float32(_kernels(conv_im2col)),
+    winograd=_in_float32(_kernels(conv_winograd)),
+    winograd4=_in_float32(_kernels(conv_winograd4)),
+    fft=_in_float32(_kernels(conv_fft)),
 )
 
 

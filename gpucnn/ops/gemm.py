@@ -11,6 +11,7 @@ import numpy as np
 from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.launch import Strided, architecture_of, grid_for, launch
+from gpucnn.ops import gemm_hopper
 from gpucnn.ops.shapes import require_float
 from gpucnn.precision import checked, get_precision
 
@@ -99,7 +100,7 @@ def gemm(
       A matrix whose last two axes are both not contiguous is copied first, and in c refused.
     - bias: (N,) with bias_axis "column", (M,) with "row", or None
     - tile, splits: "128x128", "64x64" or, in float32, "32x32", and in how many parts the terms are summed; None:
-      `choose_tile`
+      `choose_tile`, or on sm_90 the kernels of gemm_hopper, where they suit
     - precision: of gpucnn.precision; None: the one in force
     Raises TypeError for dtypes or devices that differ and ValueError for shapes that do not fit.
     """
@@ -114,6 +115,9 @@ def gemm(
     arithmetic = arithmetic_of("gemm", c, precision)
     if 0 in (B, M, N):
         return
+    if tile is None and splits is None and gemm_hopper.suits(a, b, c, arithmetic):
+        finish = devices.contiguous(bias), bias_axis == "row", bool(relu)
+        return gemm_hopper.multiply(a, b, c, *finish, multiprocessors())
     chosen, count = choose_tile(M, N, K, B, multiprocessors(), TENSOR_TILES.get(arithmetic, TILES))
     form = tile or chosen.name, splits or count, kernel_prefix(arithmetic)
     _launch(a, b, c, devices.contiguous(bias), bias_axis == "row", bool(relu), *form)

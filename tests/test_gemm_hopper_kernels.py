@@ -1,0 +1,185 @@
+"""Matrix products on Hopper's tensor cores: exact on small integers in all types, layouts and tiles; soundness."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from check import assert_close, assert_equal, assert_same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_check import SCHEDULES, on
+
+from gpucnn import device as devices
+from gpucnn.launch import simulator
+from gpucnn.ops import gemm_hopper
+
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+RELATIVE = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-11}  # half a unit in the last place, of tf32 too
+TILES = {tile.name: tile for tile in gemm_hopper.TILES}
+HALVES = ("bfloat16", "float16")
+
+
+@pytest.fixture(autouse=True)
+def hopper(device):
+    if device != "sim" and devices.cupy().cuda.Device().compute_capability != "90":
+        pytest.skip("these kernels are for compute capability 9.0")
+
+
+def stored(values: np.ndarray, contiguous: int, device: str):
+    """The matrices on the device with the axis `contiguous` side by side in memory."""
+    if contiguous == 2:
+        return on(device, values)[0]
+    return on(device, np.ascontiguousarray(values.swapaxes(1, 2)))[0].swapaxes(1, 2)
+
+
+def product(device, a, b, layout="nt", out=None, bias=None, axis="column", relu=False, form=(), pitch=0, residual=None):
+    """c with rows `pitch` elements longer than they need be; none of those may change."""
+    a, b = stored(a, 2 if layout[0] == "n" else 1, device), stored(b, 2 if layout[1] == "n" else 1, device)
+    B, M, N = max(len(a), len(b)), a.shape[1], b.shape[2]
+    whole = devices.empty((B, M, N + pitch), DTYPES[out or a.dtype.name], a)
+    c = whole[:, :, :N]
+    assert gemm_hopper.takes(a, b, c)
+    if residual is not None:
+        added = devices.empty(whole.shape, c.dtype, c)
+        added[:, :, :N] = on(device, residual)[0]
+        residual = added[:, :, :N]
+    gemm_hopper.multiply(a, b, c, *on(device, bias), axis == "row", relu, 132, residual, gemm_hopper.Form(*form))
+    result = devices.to_numpy(whole)
+    assert np.isnan(result[:, :, N:].astype(np.float32)).all()
+    return result[:, :, :N]
+
+
+def integers(
+    shape, kind="bfloat16", layout="nt", out=None, axis=None, relu=False, form=(), pitch=0, residual=False, device="sim"
+):
+    """Sums below 2^24 are exact, whatever their order; then they are rounded to the type of c once."""
+    B, M, N, K = shape
+    rng = np.random.default_rng(M + N + K)
+    a, b = (rng.integers(-4, 5, size).astype(np.float32) for size in ((B, M, K), (B, K, N)))
+    bias = rng.integers(-9, 10, M if axis == "row" else N).astype(np.float32) if axis else None
+    want = a.astype(np.float64) @ b
+    if axis:
+        want = want + (bias[:, None] if axis == "row" else bias)
+    dtype = DTYPES[out or kind]
+    added = rng.integers(-9, 10, want.shape).astype(dtype) if residual else None
+    want = want + added.astype(np.float64) if residual else want
+    want = np.maximum(want, 0) if relu else want
+    a, b = a.astype(DTYPES[kind]), b.astype(DTYPES[kind])
+    got = product(device, a, b, layout, out, bias, axis or "column", relu, form, pitch, added)
+    assert got.dtype == dtype
+    assert_equal(got, want.astype(np.float32).astype(dtype))
+    return got
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
+@pytest.mark.parametrize("kind", HALVES)
+def test_deep_products_and_tails(device, kind, layout):
+    """Every stage is used three times; the last step has a term, or eight, and tiles are cut off on all sides."""
+    integers((1, 136, 136, 13 * 64 + 8), kind, layout, "float32", "row", True, ("128x128", 1, 1), device=device)
+    integers((1, 72, 264, 9 * 64 + 8), kind, layout, None, "column", False, ("128x256", 1, 1), device=device)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_tf32(device, tile):
+    integers((2, 130, 132, 420), "float32", "nt", None, "column", True, (tile, 1, 2), device=device)
+
+
+@pytest.mark.parametrize("pitch", [0, 3])
+def test_rows_of_c_that_no_map_has(device, pitch):
+    integers((2, 5, 9, 16), "bfloat16", "nt", None, "row", False, ("128x128", 1, 1), pitch, device=device)
+    integers((1, 129, 131, 24), "float16", "nt", "float32", "column", True, ("128x128", 1, 2), pitch, device=device)
+
+
+def test_small_shapes(device):
+    for shape in ((1, 1, 1, 1), (1, 1, 8, 8), (3, 1, 1, 40)):
+        integers(shape, "float32", device=device)
+        integers(shape, "bfloat16", "nt", "float32", device=device)
+
+
+@pytest.mark.parametrize("pitch", [0, 3])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_residual(device, pitch, splits):
+    form = ("128x128", splits, 1)
+    integers((2, 130, 72, 136), "bfloat16", "nt", None, "column", True, form, pitch, True, device)
+
+
+@pytest.mark.parametrize("out", ["float32", None])
+def test_splits_are_added_in_order(device, out):
+    integers((2, 40, 136, 200), "bfloat16", "nt", out, "column", True, ("128x128", 3, 3), device=device)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 2), *[st.sampled_from([8, 16, 64, 72, 128, 136])] * 3),
+    kind=st.sampled_from(HALVES),
+    layout=st.sampled_from(["nn", "nt", "tn"]),
+    out=st.sampled_from([None, "float32"]),
+    axis=st.sampled_from([None, "row", "column"]),
+    blocks=st.sampled_from([1, 2, 132]),
+)
+@settings(max_examples=12)
+def test_random_shapes_are_exact(device, shape, kind, layout, out, axis, blocks):
+    integers(shape, kind, layout, out, axis, False, ("128x128", 1, blocks), device=device)
+
+
+def test_a_shared_matrix(device, rng):
+    a, b = (rng.integers(-4, 5, size).astype(np.float16) for size in ((3, 20, 24), (1, 24, 16)))
+    got = product(device, a, b, "nt", "float32")
+    assert_equal(got, a.astype(np.float64) @ b)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_errors_of_real_data(device, rng, kind):
+    """Operands round once each, where they are not of the type already; sums are cut off once every slice."""
+    K = 700 if kind == "float32" else 1000
+    a, b = (rng.standard_normal(size).astype(DTYPES[kind]) for size in ((1, 64, K), (1, K, 64)))
+    got = product(device, a, b, "nt", "float32")
+    exact, sizes = (f(a.astype(np.float64)) @ f(b.astype(np.float64)) for f in (lambda x: x, np.abs))
+    rounding = 2 * RELATIVE[kind] + RELATIVE[kind] ** 2 if kind == "float32" else 0.0
+    assert_close(got, exact, (rounding + K / 8 * 2.0**-23) * sizes)
+
+
+@pytest.mark.parametrize("mode", ["asan", "race"])
+def test_sound(device, mode):
+    if device != "sim":
+        pytest.skip("modes of the simulator")
+    first = None
+    for schedule in SCHEDULES[1:]:
+        with simulator.configured(mode=mode, **schedule):
+            got = integers((1, 72, 136, 7 * 32 + 4), "float32", form=("128x128", 1, 1))
+        first = got if first is None else first
+        assert_same_bits(got, first)
+
+
+def test_two_schedules_give_the_same_bits(device, rng):
+    a, b = (rng.standard_normal(size).astype(ml_dtypes.bfloat16) for size in ((1, 136, 904), (1, 904, 136)))
+    first = product(device, a, b, "nt", None, form=("128x128", 2, 1))
+    if device == "sim":
+        with simulator.configured(**SCHEDULES[1]):
+            assert_same_bits(product(device, a, b, "nt", None, form=("128x128", 2, 3)), first)
+    else:
+        assert_same_bits(product(device, a, b, "nt", None, form=("128x128", 2, 3)), first)
+
+
+def test_what_no_map_has_is_another_kernels(device):
+    a, b, c = (devices.empty((1, 16, 16), np.float16, on(device, np.zeros(1))[0]) for _ in range(3))
+    assert gemm_hopper.takes(a, b, c)
+    odd = devices.empty((1, 17, 17), np.float16, a)
+    assert not gemm_hopper.takes(odd[:, :16, :16], b, c)  # rows of 34 bytes
+    assert not gemm_hopper.takes(odd.reshape(-1)[1:257].reshape(1, 16, 16), b, c)  # an address of 2
+    assert not gemm_hopper.takes(a[:, :, ::2], b[:, ::2], c)
+    assert not gemm_hopper.takes(a[:, :, :0], b[:, :0], c)
+    assert not gemm_hopper.takes(a, b.astype(np.float32), c)
+    single = a.astype(np.float32)
+    assert not gemm_hopper.takes(single, single, single)  # tf32 has to have b's terms side by side
+    assert gemm_hopper.takes(single, single.swapaxes(1, 2), single)
+
+
+@pytest.mark.parametrize("tile", gemm_hopper.TILES)
+def test_choice(tile):
+    """Large products take wide tiles and no splits, few tiles of many terms are split, each split a whole step."""
+    assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64)[0].name == "128x256"
+    assert gemm_hopper.choose(128, 128, 65536, 1, 132, 64)[1] > 8
+    assert gemm_hopper.choose(128, 128, 512, 1, 132, 64)[1] == 1
+    assert gemm_hopper.split_terms(1000, 3, 64) == 384
+    assert tile.shared_bytes <= 227 * 1024
