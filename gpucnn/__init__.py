@@ -16,7 +16,10 @@ from gpucnn.functional import concatenate as concatenate
 from gpucnn.ops import UnsupportedAlgorithm as UnsupportedAlgorithm
 from gpucnn.ops import tuning as tuning
 from gpucnn.ops import workspace_limit as workspace_limit
+from gpucnn.precision import autocast as autocast
+from gpucnn.precision import get_autocast as get_autocast
 from gpucnn.precision import get_precision as get_precision
+from gpucnn.precision import parameters_changed as parameters_changed
 from gpucnn.precision import precision as precision
 from gpucnn.random import manual_seed as manual_seed
 from gpucnn.tensor import Function as Function

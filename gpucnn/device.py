@@ -222,8 +222,21 @@ def contiguous(array: Any) -> Any:
         return array
     require_launch(f"a copy in C order of shape {array.shape}")
     copy = empty_like(array)
-    copy[...] = array
+    if _is_cupy(array) and array.dtype.kind == "V":  # bfloat16, which CuPy copies as integers
+        copy.view(np.uint16)[...] = array.view(np.uint16)
+    else:
+        copy[...] = array
     return copy
+
+
+def astype(array: Any, dtype: np.dtype) -> Any:
+    """`array` in another dtype on its device, itself if it has it; what leaves the range becomes infinite."""
+    if array.dtype == dtype:
+        return array
+    if _is_cupy(array) and "V" in (array.dtype.kind, dtype.kind):  # CuPy computes nothing in bfloat16
+        return move(to_numpy(array).astype(dtype), of(array))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(dtype)
 
 
 def write(array: Any, values: np.ndarray) -> None:
@@ -263,6 +276,8 @@ def move(array: Any, device: str) -> Any:
         return array
     if device.startswith("cuda"):
         source = to_numpy(array) if isinstance(array, np.ndarray) else array
+        if source.dtype.kind == "V":  # bfloat16, which CuPy moves as integers
+            return move(source.view(np.uint16), device).view(source.dtype)
         with cupy().cuda.Device(_index(device)), cuda_errors("a copy to the GPU"):
             return _allocate(lambda: cupy().array(source), f"a copy of shape {source.shape}, {source.dtype}")
     host = to_numpy(array)
@@ -277,6 +292,8 @@ def to_numpy(array: Any) -> np.ndarray:
     """The values as a plain NumPy array; a SimArray's memory is shared, a GPU's is copied."""
     if _is_cupy(array):
         with cuda_errors("a copy from the GPU"):
+            if array.dtype.kind == "V":  # bfloat16, which CuPy moves as integers
+                return cupy().asnumpy(array.view(np.uint16)).view(array.dtype)
             return cupy().asnumpy(array)
     return array.view(np.ndarray) if isinstance(array, SimArray) else np.asarray(array)
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn import dtypes
+from gpucnn.launch import grid_for, launch
 
 _state = threading.local()
 
@@ -39,7 +41,7 @@ def no_grad() -> Iterator[None]:
 class Tensor:
     """An array that remembers how it was computed.
 
-    - data: the array; float32, float64, an integer type or bool
+    - data: the array; float32, float64 (CPU only), bfloat16, float16, an integer type or bool
     - requires_grad: whether `backward` shall leave the gradient of this leaf in `.grad` (floating point only)
     """
 
@@ -47,13 +49,17 @@ class Tensor:
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         self.data = devices.as_array(data)
-        if self.data.dtype.kind not in "fiub" or self.data.dtype == np.float16:
-            raise TypeError(f"Tensor: dtype {self.data.dtype} is not supported; use float32, float64, integers or bool")
-        if requires_grad and self.data.dtype.kind != "f":
+        if not dtypes.is_supported(self.data.dtype):
+            raise TypeError(
+                f"Tensor: dtype {self.data.dtype} is not supported; use float32, float64, bfloat16, float16, integers "
+                "or bool"
+            )
+        if requires_grad and not dtypes.is_float(self.data.dtype):
             raise TypeError(f"Tensor: requires_grad needs a floating-point dtype, not {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self._function: Function | None = None
+        self.stands_for: Tensor | None = None  # the leaf whose cast this is: it gets the gradient
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,7 +104,7 @@ class Tensor:
         if devices.is_device(target):
             data = devices.move(self.data, devices.resolve(target))
         else:
-            data = self.data.astype(target, copy=False)
+            data = devices.astype(self.data, dtypes.resolve(target))
         return self if data is self.data else Tensor(data, self.requires_grad)
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
@@ -136,12 +142,14 @@ class Tensor:
                 raise ValueError(f"backward: a Tensor of shape {self.shape} needs gradient=, an array of its shape")
             return devices.full_like(self.data, 1)
         array = devices.as_array(gradient.data if isinstance(gradient, Tensor) else gradient)
-        array = devices.move(array.astype(self.dtype, copy=False), self.device)
+        array = devices.move(devices.astype(array, self.dtype), self.device)
         if array.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {array.shape} but the Tensor has {self.shape}")
         return array
 
     def _accumulate(self, part: np.ndarray, shared: np.ndarray) -> None:
+        if part.dtype != self.dtype:  # of a 16-bit leaf: operations give the gradients of weights in float32
+            part = _rounded(part, self.dtype)
         if self.grad is not None:
             self.grad = Tensor(_sum(self.grad.data, part))
             return
@@ -157,13 +165,18 @@ class Tensor:
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
+        if self.dtype == dtypes.BFLOAT16:
+            raise BufferError("__dlpack__: NumPy shares no bfloat16; use .to('float32') first")
         return self.data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.data.__dlpack_device__()
 
     def __repr__(self) -> str:
-        text = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
+        values = self.numpy()
+        if dtypes.is_half(values):
+            values = values.astype(np.float32)
+        text = np.array2string(values, separator=", ", prefix="tensor(")
         suffix = ", requires_grad=True" if self.requires_grad else ""
         return f"tensor({text}, dtype={self.dtype}{suffix})"
 
@@ -227,7 +240,21 @@ class Function:
         self.released = True
 
 
+def _rounded(gradient: Any, dtype: np.dtype) -> Any:
+    if not devices.runs_kernels(gradient):
+        return devices.astype(gradient, dtype)
+    gradient = devices.contiguous(gradient)
+    rounded = devices.empty(gradient.shape, dtype, gradient)
+    launch(f"cast_{gradient.dtype.name}_{dtype.name}", grid_for(-(-rounded.size // 4)), gradient, rounded, rounded.size)
+    return rounded
+
+
 def _sum(gradient: Any, part: Any) -> Any:
+    if dtypes.is_half(gradient) and gradient.dtype == part.dtype and devices.runs_kernels(gradient):
+        gradient, part = devices.contiguous(gradient), devices.contiguous(part)
+        total = devices.empty_like(gradient)
+        launch(f"add_{total.dtype.name}", grid_for(-(-total.size // 8)), gradient, part, total, total.size)
+        return total
     devices.require_launch(f"a sum of gradients of shape {part.shape}")
     return gradient + part
 
@@ -235,7 +262,7 @@ def _sum(gradient: Any, part: Any) -> Any:
 def _source(value: Any) -> Tensor | Function | None:
     if not isinstance(value, Tensor) or not value.requires_grad:
         return None
-    return value if value._function is None else value._function
+    return value._function or value.stands_for or value
 
 
 def topological_order(root: Function) -> list[Function]:
@@ -272,8 +299,11 @@ def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_gra
     else:
         where = devices.of(data) if devices.is_array(data) else "cpu"
     if devices.is_array(data) and devices.runs_kernels(data):
-        return Tensor(devices.move(data.astype(dtype or data.dtype, order="C", copy=True), where), requires_grad)
-    array = np.array(data, dtype=dtype, order="C")  # contiguous, so that optimisers can change it in place
+        copy = devices.contiguous(devices.astype(data, data.dtype if dtype is None else dtypes.resolve(dtype)))
+        return Tensor(devices.move(copy.copy() if copy is data else copy, where), requires_grad)
+    array = np.array(
+        data, dtype=None if dtype is None else dtypes.resolve(dtype), order="C"
+    )  # contiguous, so that optimisers can change it in place
     from_python = not hasattr(data, "__array__") and dtype is None
     if from_python and array.dtype == np.float64:
         array = array.astype(np.float32)

@@ -18,9 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
-from gpucnn import files
+from gpucnn import dtypes, files
 
 FORMAT = 1  # raised when a reader of the old format would misread the new one
 KEY = "gpucnn"  # one key: with several, their order in the file changes from run to run
@@ -32,7 +31,7 @@ MAX_VALUES = 1 << 48  # of one tensor, zero dimensions counted as 1: keeps NumPy
 ITEM_SIZES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "I16", "U16"), 2),
+    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8"), 1),
 }  # bytes
 
@@ -103,6 +102,8 @@ def _plain(name: str, array: Any) -> np.ndarray:
     if not isinstance(name, str):
         raise TypeError(f"a tensor's name is {name!r}, not a string")
     array = np.asarray(array, order="C")
+    if array.dtype == dtypes.BFLOAT16:
+        return array
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise TypeError(f"tensor {name!r} is {array.dtype}, not floating-point of at most 64 bits or integers")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -118,7 +119,8 @@ def _layout(arrays: dict[str, np.ndarray], text: str) -> tuple[bytes, list[memor
     for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):
         array = arrays[name]
         end = offset + array.nbytes
-        dtype = f"{array.dtype.kind.upper()}{8 * array.itemsize}"
+        kind = "BF" if array.dtype == dtypes.BFLOAT16 else array.dtype.kind.upper()
+        dtype = f"{kind}{8 * array.itemsize}"
         header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [offset, end]}
         pieces.append(_bytes_of(array))
         offset = end
@@ -136,7 +138,8 @@ def _digest(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
     digest = hashlib.blake2b(json.dumps(metadata, allow_nan=False).encode(), digest_size=32)
     for name in sorted(arrays):
         array = arrays[name]
-        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        kind = "<bf2" if array.dtype == dtypes.BFLOAT16 else array.dtype.str
+        digest.update(json.dumps([name, kind, array.shape]).encode())
         digest.update(_bytes_of(array))
     return digest.hexdigest()
 
@@ -197,7 +200,15 @@ def _read_file(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], dict[s
     data = file.read(size)
     if len(data) != size or not data.startswith(start):
         raise ValueError("it changed while it was read")
-    return dict(sorted(safetensors.numpy.load(data).items())), strings  # its order changes from run to run
+    arrays = {name: _array_of(entry) for name, entry in safetensors.deserialize(data)}
+    return dict(sorted(arrays.items())), strings  # the library's order changes from run to run
+
+
+def _array_of(entry: dict[str, Any]) -> np.ndarray:
+    """The array of a tensor in the file, read-only."""
+    name = entry["dtype"]
+    dtype = dtypes.BFLOAT16 if name == "BF16" else np.dtype(f"<{name[0].lower()}{ITEM_SIZES[name]}")
+    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
 def _check_start(start: bytes, size: int) -> dict[str, str]:

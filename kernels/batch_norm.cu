@@ -1,4 +1,4 @@
-// Batch normalisation of (N,C,L), L = H W, float32; channels-last arrays (M,C) as N = M, L = 1 (Ioffe & Szegedy 2015,
+// Batch normalisation of (N,C,L), L = H W; channels-last arrays (M,C) as N = M, L = 1 (Ioffe & Szegedy 2015,
 // section 3). Forward; batch_norm_backward.cu is the other direction.
 //
 //   statistics   batch_norm_moments, batch_norm_finish_moments: mean_c, inverse_std_c = 1 / sqrt(variance_c + eps) with the
@@ -10,7 +10,7 @@
 // The order is fixed. A thread adds 16 elements in float32, groups of them in double. The variance is the sum of squares
 // about each group's own mean, and groups are joined by the formula of Chan, Golub and LeVeque, so nothing cancels where the
 // mean is large, or an element lies far off. weight and bias may be null (1 and 0). Outputs are overwritten; running
-// statistics are updated.
+// statistics are updated. x and y may be of 16 bits; all else is float32.
 #include "batch_norm.cuh"
 
 constexpr int THREADS = 128;
@@ -44,8 +44,9 @@ struct Moments {
     }
 };
 
+template <class T>
 struct MomentsOfX {
-    const float* x;
+    const T* x;
     Moments state;
     Floats<GROUP> values;
     __device__ __forceinline__ void start(int) {}
@@ -80,10 +81,14 @@ struct MomentsOfX {
     }
 };
 
-KERNEL(THREADS, 6) batch_norm_moments(const float* x, double* partial, NormShape shape) {
-    MomentsOfX body{x, Moments::zero(), {}};
-    reduce_channels(shape, is_aligned16(x), partial, body);
-}
+#define BATCH_NORM_MOMENTS(NAME, T) \
+    KERNEL(THREADS, 6) NAME(const T* x, double* partial, NormShape shape) { \
+        MomentsOfX<T> body{x, Moments::zero(), {}}; \
+        reduce_channels(shape, is_aligned16(x), partial, body); \
+    }
+BATCH_NORM_MOMENTS(batch_norm_moments, float)
+BATCH_NORM_MOMENTS(batch_norm_moments_bfloat16, bfloat16)
+BATCH_NORM_MOMENTS(batch_norm_moments_float16, float16)
 
 // running_mean and running_var may be null. unbias = m / (m - 1), keep = 1 - momentum.
 KERNEL(THREADS, 6) batch_norm_finish_moments(const double* partial, float* mean, float* inverse_std, float* running_mean,
@@ -109,9 +114,11 @@ KERNEL(256, 4) batch_norm_running(const float* running_mean, const float* runnin
     inverse_std[c] = 1.0f / sqrtf(running_var[c] + eps);
 }
 
+template <class T>
 struct Apply {
-    const float *x, *mean, *inverse_std, *weight, *bias;
-    float* y;
+    const T* x;
+    const float *mean, *inverse_std, *weight, *bias;
+    T* y;
     template <int VECTOR, bool ROWS>
     __device__ __forceinline__ void apply(int64 i, int c) const {
         Floats<VECTOR> value, center, factor, scale, offset;
@@ -127,12 +134,16 @@ struct Apply {
     }
 };
 
-KERNEL(256, 4) batch_norm_apply(const float* x, const float* mean, const float* inverse_std, const float* weight,
-                                const float* bias, float* y, NormShape shape) {
-    const bool aligned = is_aligned16(x) && is_aligned16(y) && is_aligned16(mean) && is_aligned16(inverse_std) &&
-                         is_aligned16(weight) && is_aligned16(bias);
-    for_all(shape, aligned, Apply{x, mean, inverse_std, weight, bias, y});
-}
+#define BATCH_NORM_APPLY(NAME, T) \
+    KERNEL(256, 4) NAME(const T* x, const float* mean, const float* inverse_std, const float* weight, \
+                        const float* bias, T* y, NormShape shape) { \
+        const bool aligned = is_aligned16(x) && is_aligned16(y) && is_aligned16(mean) && is_aligned16(inverse_std) && \
+                             is_aligned16(weight) && is_aligned16(bias); \
+        for_all(shape, aligned, Apply<T>{x, mean, inverse_std, weight, bias, y}); \
+    }
+BATCH_NORM_APPLY(batch_norm_apply, float)
+BATCH_NORM_APPLY(batch_norm_apply_bfloat16, bfloat16)
+BATCH_NORM_APPLY(batch_norm_apply_float16, float16)
 
 // One batch more; by a kernel, so that a recorded step counts, too.
 KERNEL(32, 1) batch_norm_count(int64* batches) {

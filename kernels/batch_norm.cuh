@@ -1,7 +1,7 @@
 // Batch normalisation's ways through memory. Arrays are (N,C,L), L = H W pixels; a channels-last array (M,C) is the case
 // N = M, L = 1.
 #pragma once
-#include "common.cuh"
+#include "elementwise.cuh"
 
 constexpr int REDUCE_THREADS = 128;
 constexpr int GROUP = 16;  // elements that a thread loads before it adds them up
@@ -55,21 +55,21 @@ __device__ __forceinline__ void walk_channel(const NormShape& s, const Part& par
     }
 }
 
-// VECTOR floats at `address`, a multiple of their size.
-template <int VECTOR>
-__device__ __forceinline__ void load_floats(const float* address, float* values) {
+// VECTOR values at `address`, a multiple of their size, as floats.
+template <int VECTOR, class T>
+__device__ __forceinline__ void load_floats(const T* address, float* values) {
     if constexpr (VECTOR == 4)
-        unpack(load4(address), values);
+        load_neighbours(address, *reinterpret_cast<Floats<4>*>(values));
     else
-        *values = *address;
+        *values = to_float(*address);
 }
 
-template <int VECTOR>
-__device__ __forceinline__ void store_floats(float* address, const float* values) {
+template <int VECTOR, class T>
+__device__ __forceinline__ void store_floats(T* address, const float* values) {
     if constexpr (VECTOR == 4)
-        store4(address, make_float4(values[0], values[1], values[2], values[3]));
+        store_neighbours(address, *reinterpret_cast<const Floats<4>*>(values));
     else
-        *address = *values;
+        *address = round_to<T>(*values);
 }
 
 // VECTOR values of a vector (C,) that belong to a unit: neighbours if ROWS, else the same one; `missing` if it is null.

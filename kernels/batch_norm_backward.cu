@@ -27,8 +27,10 @@ struct Sums {
     }
 };
 
+template <class T>
 struct SumsOfGradient {
-    const float *x, *gy, *mean;
+    const T *x, *gy;
+    const float* mean;
     Sums state;
     Floats<GROUP> values, gradients;
     float center;
@@ -53,10 +55,14 @@ struct SumsOfGradient {
     }
 };
 
-KERNEL(THREADS, 4) batch_norm_sums(const float* x, const float* gy, const float* mean, double* partial, NormShape shape) {
-    SumsOfGradient body{x, gy, mean, Sums::zero(), {}, {}, 0.0f};
-    reduce_channels(shape, is_aligned16(x) && is_aligned16(gy), partial, body);
-}
+#define BATCH_NORM_SUMS(NAME, T) \
+    KERNEL(THREADS, 4) NAME(const T* x, const T* gy, const float* mean, double* partial, NormShape shape) { \
+        SumsOfGradient<T> body{x, gy, mean, Sums::zero(), {}, {}, 0.0f}; \
+        reduce_channels(shape, is_aligned16(x) && is_aligned16(gy), partial, body); \
+    }
+BATCH_NORM_SUMS(batch_norm_sums, float)
+BATCH_NORM_SUMS(batch_norm_sums_bfloat16, bfloat16)
+BATCH_NORM_SUMS(batch_norm_sums_float16, float16)
 
 KERNEL(THREADS, 6) batch_norm_finish_sums(const double* partial, const float* inverse_std, float* gweight, float* gbias,
                                                  float* offset, float* slope, NormShape shape) {
@@ -70,9 +76,11 @@ KERNEL(THREADS, 6) batch_norm_finish_sums(const double* partial, const float* in
     slope[c] = static_cast<float>(inverse_std[c] * projection / count);
 }
 
+template <class T>
 struct Training {
-    const float *x, *gy, *mean, *inverse_std, *weight, *offset, *slope;
-    float* gx;
+    const T *x, *gy;
+    const float *mean, *inverse_std, *weight, *offset, *slope;
+    T* gx;
     template <int VECTOR, bool ROWS>
     __device__ __forceinline__ void apply(int64 i, int c) const {
         Floats<VECTOR> value, gradient, center, factor, scale, shift, rate;
@@ -90,17 +98,23 @@ struct Training {
     }
 };
 
-KERNEL(256, 4) batch_norm_backward_training(const float* x, const float* gy, const float* mean, const float* inverse_std,
-                                            const float* weight, const float* offset, const float* slope, float* gx,
-                                            NormShape shape) {
-    const bool aligned = is_aligned16(x) && is_aligned16(gy) && is_aligned16(gx) && is_aligned16(mean) &&
-                         is_aligned16(inverse_std) && is_aligned16(weight) && is_aligned16(offset) && is_aligned16(slope);
-    for_all(shape, aligned, Training{x, gy, mean, inverse_std, weight, offset, slope, gx});
-}
+#define BATCH_NORM_BACKWARD_TRAINING(NAME, T) \
+    KERNEL(256, 4) NAME(const T* x, const T* gy, const float* mean, const float* inverse_std, const float* weight, \
+                        const float* offset, const float* slope, T* gx, NormShape shape) { \
+        const bool aligned = is_aligned16(x) && is_aligned16(gy) && is_aligned16(gx) && is_aligned16(mean) && \
+                             is_aligned16(inverse_std) && is_aligned16(weight) && is_aligned16(offset) && \
+                             is_aligned16(slope); \
+        for_all(shape, aligned, Training<T>{x, gy, mean, inverse_std, weight, offset, slope, gx}); \
+    }
+BATCH_NORM_BACKWARD_TRAINING(batch_norm_backward_training, float)
+BATCH_NORM_BACKWARD_TRAINING(batch_norm_backward_training_bfloat16, bfloat16)
+BATCH_NORM_BACKWARD_TRAINING(batch_norm_backward_training_float16, float16)
 
+template <class T>
 struct Inference {
-    const float *gy, *inverse_std, *weight;
-    float* gx;
+    const T* gy;
+    const float *inverse_std, *weight;
+    T* gx;
     template <int VECTOR, bool ROWS>
     __device__ __forceinline__ void apply(int64 i, int c) const {
         Floats<VECTOR> gradient, factor, scale;
@@ -113,8 +127,11 @@ struct Inference {
     }
 };
 
-KERNEL(256, 4) batch_norm_backward_inference(const float* gy, const float* inverse_std, const float* weight, float* gx,
-                                             NormShape shape) {
-    const bool aligned = is_aligned16(gy) && is_aligned16(gx) && is_aligned16(inverse_std) && is_aligned16(weight);
-    for_all(shape, aligned, Inference{gy, inverse_std, weight, gx});
-}
+#define BATCH_NORM_BACKWARD_INFERENCE(NAME, T) \
+    KERNEL(256, 4) NAME(const T* gy, const float* inverse_std, const float* weight, T* gx, NormShape shape) { \
+        const bool aligned = is_aligned16(gy) && is_aligned16(gx) && is_aligned16(inverse_std) && is_aligned16(weight); \
+        for_all(shape, aligned, Inference<T>{gy, inverse_std, weight, gx}); \
+    }
+BATCH_NORM_BACKWARD_INFERENCE(batch_norm_backward_inference, float)
+BATCH_NORM_BACKWARD_INFERENCE(batch_norm_backward_inference_bfloat16, bfloat16)
+BATCH_NORM_BACKWARD_INFERENCE(batch_norm_backward_inference_float16, float16)

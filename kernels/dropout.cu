@@ -5,7 +5,7 @@
 // word i % 4 of the block whose counter is offset + i / 4 (64 bits, which may wrap around) under the key seed. The CPU draws
 // the same words, so a mask depends on (seed, offset, i) alone and is not stored. A thread draws a block for four elements.
 // Where `stream` is not null it has another seed, and a number to add to offset: a recorded launch goes on in the stream.
-#include "common.cuh"
+#include "elementwise.cuh"
 
 constexpr int ROUNDS = 10;
 
@@ -24,8 +24,9 @@ __device__ __forceinline__ uint4 philox(uint64_t counter, uint64_t seed) {
     return words;
 }
 
-KERNEL(256, 8) dropout(const float* x, float* y, int64 count, uint64_t seed, uint64_t offset, const uint64_t* stream,
-                       unsigned threshold, float scale) {
+template <class T>
+__device__ __forceinline__ void drop(const T* x, T* y, int64 count, uint64_t seed, uint64_t offset,
+                                     const uint64_t* stream, unsigned threshold, float scale) {
     if (stream) {
         seed = stream[0];
         offset += stream[1];
@@ -37,19 +38,28 @@ KERNEL(256, 8) dropout(const float* x, float* y, int64 count, uint64_t seed, uin
         float values[4];
         const int64 first = 4 * block;
         if (aligned && first + 4 <= count) {
-            unpack(load4(x + first), values);
+            load_neighbours(x + first, values);
         } else {
 #pragma unroll
-            for (int k = 0; k < 4; ++k) values[k] = first + k < count ? x[first + k] : 0.0f;
+            for (int k = 0; k < 4; ++k) values[k] = first + k < count ? to_float(x[first + k]) : 0.0f;
         }
 #pragma unroll
         for (int k = 0; k < 4; ++k) values[k] = kept[k] ? values[k] * scale : 0.0f;
         if (aligned && first + 4 <= count) {
-            store4(y + first, make_float4(values[0], values[1], values[2], values[3]));
+            store_neighbours(y + first, values);
         } else {
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                if (first + k < count) y[first + k] = values[k];
+                if (first + k < count) y[first + k] = round_to<T>(values[k]);
         }
     }
 }
+
+#define DROPOUT(NAME, T) \
+    KERNEL(256, 8) NAME(const T* x, T* y, int64 count, uint64_t seed, uint64_t offset, const uint64_t* stream, \
+                        unsigned threshold, float scale) { \
+        drop(x, y, count, seed, offset, stream, threshold, scale); \
+    }
+DROPOUT(dropout, float)
+DROPOUT(dropout_bfloat16, bfloat16)
+DROPOUT(dropout_float16, float16)

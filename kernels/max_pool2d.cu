@@ -26,21 +26,22 @@ __device__ __forceinline__ void challenge(Winner& best, float value, int place) 
     if (value > best.value || value != value) best = {value, place};
 }
 
-__device__ __forceinline__ void write(const Winner& best, int64 index, float* y, int* switches) {
-    y[index] = best.value;
+template <class T>
+__device__ __forceinline__ void write(const Winner& best, int64 index, T* y, int* switches) {
+    y[index] = round_to<T>(best.value);
     switches[index] = best.place;
 }
 
 // Of a SIZE×SIZE window without dilation: all loads first, then the comparisons.
-template <int SIZE>
-__device__ __forceinline__ Winner small_maximum(const float* plane, const Pool2d& pool, int p, int q) {
+template <int SIZE, class T>
+__device__ __forceinline__ Winner small_maximum(const T* plane, const Pool2d& pool, int p, int q) {
     const int top = Sliding::start<0>(pool, p), left = Sliding::start<1>(pool, q), W = pool.size[1];
     float values[SIZE * SIZE];
 #pragma unroll
     for (int i = 0; i < SIZE * SIZE; ++i) {
         const int h = top + i / SIZE, w = left + i % SIZE;
         const bool inside = h >= 0 && h < pool.size[0] && w >= 0 && w < W;
-        values[i] = inside ? plane[h * pool.x_stride[2] + w * pool.x_stride[3]] : -INFINITY;
+        values[i] = inside ? to_float(plane[h * pool.x_stride[2] + w * pool.x_stride[3]]) : -INFINITY;
     }
     Winner best{-INFINITY, max(top, 0) * W + max(left, 0)};
 #pragma unroll
@@ -48,21 +49,22 @@ __device__ __forceinline__ Winner small_maximum(const float* plane, const Pool2d
     return best;
 }
 
-__device__ __forceinline__ Winner maximum(const float* plane, const Pool2d& pool, int p, int q) {
+template <class T>
+__device__ __forceinline__ Winner maximum(const T* plane, const Pool2d& pool, int p, int q) {
     const Span rows = Sliding::window<0>(pool, p), columns = Sliding::window<1>(pool, q);
     Winner best{-INFINITY, rows.begin * pool.size[1] + columns.begin};
     for (int h = rows.begin; h < rows.end; h += pool.dilation[0])
         for (int w = columns.begin; w < columns.end; w += pool.dilation[1])
-            challenge(best, plane[h * pool.x_stride[2] + w * pool.x_stride[3]], h * pool.size[1] + w);
+            challenge(best, to_float(plane[h * pool.x_stride[2] + w * pool.x_stride[3]]), h * pool.size[1] + w);
     return best;
 }
 
 // SIZE 0: any window
-template <int SIZE>
-__device__ __forceinline__ void forward(const float* x, float* y, int* switches, const Pool2d& pool) {
+template <int SIZE, class T>
+__device__ __forceinline__ void forward(const T* x, T* y, int* switches, const Pool2d& pool) {
     const Output output = output_of_thread(pool);
     if (!output.exists) return;
-    const float* plane = plane_of(x, pool, output.n, output.c);
+    const T* plane = plane_of(x, pool, output.n, output.c);
     Winner best;
     if constexpr (SIZE > 0)
         best = small_maximum<SIZE>(plane, pool, output.p, output.q);
@@ -72,8 +74,8 @@ __device__ __forceinline__ void forward(const float* x, float* y, int* switches,
 }
 
 // WINDOWS: at most so many hold a pixel along an axis; 0: any number. The switches say whether a window holds it.
-template <class Windows, int WINDOWS>
-__device__ __forceinline__ void backward(const float* gy, const int* switches, float* gx, const Pool2d& pool) {
+template <class Windows, int WINDOWS, class T>
+__device__ __forceinline__ void backward(const T* gy, const int* switches, T* gx, const Pool2d& pool) {
     const int64 index = global_thread();
     if (index >= pool.count) return;
     const Input input = input_at(pool, index);
@@ -90,7 +92,7 @@ __device__ __forceinline__ void backward(const float* gy, const int* switches, f
             const int p = first_p + i / WINDOWS, q = first_q + i % WINDOWS;
             const bool exists = p >= 0 && p < P && q >= 0 && q < Q;
             winners[i] = exists ? switches[start + p * Q + q] : -1;
-            gradients[i] = exists ? gy[start + p * Q + q] : 0.0f;
+            gradients[i] = exists ? to_float(gy[start + p * Q + q]) : 0.0f;
         }
 #pragma unroll
         for (int i = 0; i < WINDOWS * WINDOWS; ++i)
@@ -100,27 +102,37 @@ __device__ __forceinline__ void backward(const float* gy, const int* switches, f
         const Span columns = Windows::template windows_with<1>(pool, input.w);
         for (int p = rows.begin; p < rows.end; ++p)
             for (int q = columns.begin; q < columns.end; ++q)
-                if (switches[start + p * Q + q] == place) sum += gy[start + p * Q + q];
+                if (switches[start + p * Q + q] == place) sum += to_float(gy[start + p * Q + q]);
     }
-    gx[index] = sum;
+    gx[index] = round_to<T>(sum);
 }
 
-#define MAX_POOL2D_FORWARD(NAME, SIZE) \
-    KERNEL(256, 4) max_pool2d_forward_##NAME(const float* x, float* y, int* switches, Pool2d pool) { \
-        forward<SIZE>(x, y, switches, pool); \
-    }
-MAX_POOL2D_FORWARD(2x2, 2)
-MAX_POOL2D_FORWARD(3x3, 3)
-MAX_POOL2D_FORWARD(any, 0)
+#define MAX_POOL2D_FORWARD(NAME, SIZE, T) \
+    KERNEL(256, 4) NAME(const T* x, T* y, int* switches, Pool2d pool) { forward<SIZE>(x, y, switches, pool); }
+MAX_POOL2D_FORWARD(max_pool2d_forward_2x2, 2, float)
+MAX_POOL2D_FORWARD(max_pool2d_forward_3x3, 3, float)
+MAX_POOL2D_FORWARD(max_pool2d_forward_any, 0, float)
+MAX_POOL2D_FORWARD(max_pool2d_forward_2x2_bfloat16, 2, bfloat16)
+MAX_POOL2D_FORWARD(max_pool2d_forward_3x3_bfloat16, 3, bfloat16)
+MAX_POOL2D_FORWARD(max_pool2d_forward_any_bfloat16, 0, bfloat16)
+MAX_POOL2D_FORWARD(max_pool2d_forward_2x2_float16, 2, float16)
+MAX_POOL2D_FORWARD(max_pool2d_forward_3x3_float16, 3, float16)
+MAX_POOL2D_FORWARD(max_pool2d_forward_any_float16, 0, float16)
 
-#define MAX_POOL2D_BACKWARD(NAME, WINDOWS, COUNT) \
-    KERNEL(256, 4) NAME(const float* gy, const int* switches, float* gx, Pool2d pool) { \
+#define MAX_POOL2D_BACKWARD(NAME, WINDOWS, COUNT, T) \
+    KERNEL(256, 4) NAME(const T* gy, const int* switches, T* gx, Pool2d pool) { \
         backward<WINDOWS, COUNT>(gy, switches, gx, pool); \
     }
-MAX_POOL2D_BACKWARD(max_pool2d_backward_1, Sliding, 1)
-MAX_POOL2D_BACKWARD(max_pool2d_backward_2, Sliding, 2)
-MAX_POOL2D_BACKWARD(max_pool2d_backward_any, Sliding, 0)
-MAX_POOL2D_BACKWARD(adaptive_max_pool2d_backward, Adaptive, 0)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_1, Sliding, 1, float)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_2, Sliding, 2, float)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_any, Sliding, 0, float)
+MAX_POOL2D_BACKWARD(adaptive_max_pool2d_backward, Adaptive, 0, float)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_1_bfloat16, Sliding, 1, bfloat16)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_2_bfloat16, Sliding, 2, bfloat16)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_any_bfloat16, Sliding, 0, bfloat16)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_1_float16, Sliding, 1, float16)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_2_float16, Sliding, 2, float16)
+MAX_POOL2D_BACKWARD(max_pool2d_backward_any_float16, Sliding, 0, float16)
 
 // Where a thread's pair of windows begins in its plane; `offset` is the same place in x.
 __device__ __forceinline__ int pair_place(const WindowPairs& pairs, int64 index, int64& offset) {
@@ -139,31 +151,53 @@ __device__ __forceinline__ Winner maximum_of_four(float a, float b, float c, flo
     return best;
 }
 
-KERNEL(256, 4) max_pool2d_forward_vector(const float* x, float* y, int* switches, WindowPairs pairs) {
+template <class T>
+__device__ __forceinline__ void forward_pair(const T* x, T* y, int* switches, const WindowPairs& pairs) {
     const int64 index = global_thread();
     if (index >= pairs.count) return;
     int64 offset;
     const int place = pair_place(pairs, index, offset);
-    const float4 upper = load4(x + offset), lower = load4(x + offset + pairs.width);
-    const Winner left = maximum_of_four(upper.x, upper.y, lower.x, lower.y, place, pairs.width);
-    const Winner right = maximum_of_four(upper.z, upper.w, lower.z, lower.w, place + 2, pairs.width);
-    reinterpret_cast<float2*>(y)[index] = make_float2(left.value, right.value);
+    float upper[4], lower[4];
+    load_neighbours(x + offset, upper);
+    load_neighbours(x + offset + pairs.width, lower);
+    const Winner left = maximum_of_four(upper[0], upper[1], lower[0], lower[1], place, pairs.width);
+    const Winner right = maximum_of_four(upper[2], upper[3], lower[2], lower[3], place + 2, pairs.width);
+    if constexpr (sizeof(T) == 4)
+        reinterpret_cast<float2*>(y)[index] = make_float2(left.value, right.value);
+    else
+        reinterpret_cast<uint32_t*>(y)[index] = pack<T>(left.value, right.value);
     reinterpret_cast<int2*>(switches)[index] = make_int2(left.place, right.place);
 }
 
-__device__ __forceinline__ float4 gradient_of_four(float2 gradient, int2 winner, int place) {
-    const float left = 0.0f + gradient.x, right = 0.0f + gradient.y;  // a sum of one, so that -0 becomes 0
-    return make_float4(winner.x == place ? left : 0.0f, winner.x == place + 1 ? left : 0.0f,
-                       winner.y == place + 2 ? right : 0.0f, winner.y == place + 3 ? right : 0.0f);
-}
-
-KERNEL(256, 4) max_pool2d_backward_vector(const float* gy, const int* switches, float* gx, WindowPairs pairs) {
+template <class T>
+__device__ __forceinline__ void backward_pair(const T* gy, const int* switches, T* gx, const WindowPairs& pairs) {
     const int64 index = global_thread();
     if (index >= pairs.count) return;
     int64 offset;
     const int place = pair_place(pairs, index, offset);
-    const float2 gradient = reinterpret_cast<const float2*>(gy)[index];
+    float2 gradient;
+    if constexpr (sizeof(T) == 4)
+        gradient = reinterpret_cast<const float2*>(gy)[index];
+    else
+        gradient = unpack<T>(reinterpret_cast<const uint32_t*>(gy)[index]);
     const int2 winner = reinterpret_cast<const int2*>(switches)[index];
-    store4(gx + offset, gradient_of_four(gradient, winner, place));
-    store4(gx + offset + pairs.width, gradient_of_four(gradient, winner, place + pairs.width));
+    const float left = 0.0f + gradient.x, right = 0.0f + gradient.y;  // a sum of one, so that -0 becomes 0
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        const int first = place + row * pairs.width;
+        const float four[4] = {winner.x == first ? left : 0.0f, winner.x == first + 1 ? left : 0.0f,
+                               winner.y == first + 2 ? right : 0.0f, winner.y == first + 3 ? right : 0.0f};
+        store_neighbours(gx + offset + row * pairs.width, four);
+    }
 }
+
+#define MAX_POOL2D_VECTOR(FORWARD, BACKWARD, T) \
+    KERNEL(256, 4) FORWARD(const T* x, T* y, int* switches, WindowPairs pairs) { \
+        forward_pair(x, y, switches, pairs); \
+    } \
+    KERNEL(256, 4) BACKWARD(const T* gy, const int* switches, T* gx, WindowPairs pairs) { \
+        backward_pair(gy, switches, gx, pairs); \
+    }
+MAX_POOL2D_VECTOR(max_pool2d_forward_vector, max_pool2d_backward_vector, float)
+MAX_POOL2D_VECTOR(max_pool2d_forward_vector_bfloat16, max_pool2d_backward_vector_bfloat16, bfloat16)
+MAX_POOL2D_VECTOR(max_pool2d_forward_vector_float16, max_pool2d_backward_vector_float16, float16)

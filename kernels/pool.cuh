@@ -6,6 +6,7 @@
 // read neighbours, and the block's writes still fill whole sectors.
 #pragma once
 #include "division.cuh"
+#include "elementwise.cuh"
 
 constexpr int POOL_THREADS = 256;
 
@@ -68,7 +69,8 @@ __device__ __forceinline__ Input input_at(const Pool2d& pool, int64 index) {
     return input;
 }
 
-__device__ __forceinline__ const float* plane_of(const float* x, const Pool2d& pool, int n, int c) {
+template <class T>
+__device__ __forceinline__ const T* plane_of(const T* x, const Pool2d& pool, int n, int c) {
     return x + n * pool.x_stride[0] + c * pool.x_stride[1];
 }
 

@@ -2,10 +2,13 @@
 // where y > 0, else 0, where y is NaN gy. As on the CPU. Outputs are overwritten, and may be the memory of an input.
 #include "elementwise.cuh"
 
-KERNEL(256, 8) relu_forward(const float* x, float* y, int64 count) {
-    map_elements(x, y, count, [](float v) { return v <= 0.0f ? 0.0f : v; });
-}
-
-KERNEL(256, 8) relu_backward(const float* y, const float* gy, float* gx, int64 count) {
-    map_elements(y, gy, gx, count, [](float v, float g) { return v <= 0.0f ? 0.0f : g; });
-}
+#define RELU(FORWARD, BACKWARD, T) \
+    KERNEL(256, 8) FORWARD(const T* x, T* y, int64 count) { \
+        map_elements(x, y, count, [](float v) { return v <= 0.0f ? 0.0f : v; }); \
+    } \
+    KERNEL(256, 8) BACKWARD(const T* y, const T* gy, T* gx, int64 count) { \
+        map_elements(y, gy, gx, count, [](float v, float g) { return v <= 0.0f ? 0.0f : g; }); \
+    }
+RELU(relu_forward, relu_backward, float)
+RELU(relu_forward_bfloat16, relu_backward_bfloat16, bfloat16)
+RELU(relu_forward_float16, relu_backward_float16, float16)

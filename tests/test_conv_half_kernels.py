@@ -87,7 +87,9 @@ def empty(shape: tuple[int, ...], like: Any, layout: str) -> Any:
     return devices.empty((N, H, W, C), like.dtype, like).transpose(0, 3, 1, 2)
 
 
-def run(device: str, pass_: str, shape: Any, pair: Any, layouts: tuple[str, str] = ("first", "first"), **options: Any) -> Any:
+def run(
+    device: str, pass_: str, shape: Any, pair: Any, layouts: tuple[str, str] = ("first", "first"), **options: Any
+) -> Any:
     """A pass in the given layouts: of input and output, or of x and gy for backward_weight, whose result is float32."""
     one = images(device, pair[0], layouts[0])
     if pass_ == "backward_weight":

@@ -18,17 +18,25 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int | None, options.count("N", "Images at a time.")] = None,
     device: options.Device = None,
+    precision: options.Precision = None,
     limit: Annotated[int | None, options.setting("limit", "N", "Use the first N test images only.")] = None,
     json: options.Json = None,
 ) -> None:
     """Measure a trained network on the test images of a data set."""
     options.check_output(json)
-    trained = train.load_model(checkpoint, device or "auto")
+    trained = train.load_model(checkpoint, device or "auto", precision)
     source = data or trained.data
     test = datasets.load(source).test
     if limit is not None:
         test = test.limit(limit)
-    found = train.evaluate(trained.model, test, trained.normalize, batch_size=batch_size, report=train.Console())
+    found = train.evaluate(
+        trained.model,
+        test,
+        trained.normalize,
+        batch_size=batch_size,
+        report=train.Console(),
+        precision=trained.precision,
+    )
     options.write_json(
         json,
         {

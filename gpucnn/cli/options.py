@@ -15,7 +15,7 @@ import typer
 
 from gpucnn import device as devices
 from gpucnn import files, ops
-from gpucnn.precision import PRECISIONS
+from gpucnn.precision import ALL_PRECISIONS
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
@@ -64,9 +64,8 @@ def device_kind(text: str) -> str:
 
 def precision_name(text: str) -> str:
     """A precision of float32, or a 16-bit dtype; BadParameter naming them all for another one."""
-    known = (*PRECISIONS, "bfloat16", "float16")
-    if text not in known:
-        raise typer.BadParameter(f"{text!r} is not a precision: {', '.join(known)}")
+    if text not in ALL_PRECISIONS:
+        raise typer.BadParameter(f"{text!r} is not a precision: {', '.join(ALL_PRECISIONS)}")
     return text
 
 
@@ -117,13 +116,14 @@ WorkspaceLimit = Annotated[
 PrecisionName = Annotated[
     str,
     typer.Option(
-        parser=precision_name, metavar="NAME", help=f"Of products: {', '.join(PRECISIONS)}; or a 16-bit dtype."
+        parser=precision_name, metavar="NAME", help=f"Of products, or a 16-bit dtype: {', '.join(ALL_PRECISIONS)}."
     ),
 ]
 DtypeName = Annotated[
     str, typer.Option(parser=dtype_name, metavar="NAME", help=f"Of images and filters: {', '.join(DTYPES)}.")
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, sim (the kernels, simulated) or cuda.")]
+Precision = Annotated[str | None, typer.Option(metavar="NAME", help=f"{', '.join(ALL_PRECISIONS)}.")]
 
 
 def check_output(path: Path | None, folder: Path | None = None) -> None:

@@ -18,11 +18,12 @@ def predict(
         bool, typer.Option("--invert", help="Turn dark into light first: for dark digits on light paper.")
     ] = False,
     device: options.Device = None,
+    precision: options.Precision = None,
     json: options.Json = None,
 ) -> None:
     """Say what pictures show: the five likeliest classes of each, with their probabilities."""
     options.check_output(json)
-    trained = train.load_model(checkpoint, device or "auto")
+    trained = train.load_model(checkpoint, device or "auto", precision)
     predictions = train.predict(trained, images, invert=invert)
     options.write_json(json, [prediction.to_json() for prediction in predictions])
     for prediction in predictions:

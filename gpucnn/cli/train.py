@@ -71,6 +71,7 @@ def train(
     validation: Validation = None,
     early_stop: EarlyStop = None,
     device: options.Device = None,
+    precision: options.Precision = None,
     limit: options.Limit = None,
     seed: Seed = None,
     variant: options.Variant = None,

@@ -23,6 +23,7 @@ from gpucnn.functional.arithmetic import reshape as reshape
 from gpucnn.functional.arithmetic import subtract as subtract
 from gpucnn.functional.arithmetic import sum as sum
 from gpucnn.functional.arithmetic import transpose as transpose
+from gpucnn.functional.cast import cast as cast
 from gpucnn.functional.conv import conv1d as conv1d
 from gpucnn.functional.conv import conv2d as conv2d
 from gpucnn.functional.conv import conv2d_relu as conv2d_relu

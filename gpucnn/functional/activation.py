@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import ops
+from gpucnn.functional.cast import to_float32
 from gpucnn.tensor import Function
 
 
@@ -111,10 +112,10 @@ def sigmoid(x: Any) -> Any:
 
 
 def softmax(x: Any, axis: int = -1) -> Any:
-    """e^x / Σ e^x along `axis`: probabilities from scores."""
-    return Softmax(axis)(x)
+    """e^x / Σ e^x along `axis`: probabilities from scores; float32 ones of 16-bit scores."""
+    return Softmax(axis)(to_float32(x))
 
 
 def log_softmax(x: Any, axis: int = -1) -> Any:
-    """x − log Σ e^x along `axis`: the logarithm of softmax, without its overflow."""
-    return LogSoftmax(axis)(x)
+    """x − log Σ e^x along `axis`: the logarithm of softmax, without its overflow; float32 of 16-bit x."""
+    return LogSoftmax(axis)(to_float32(x))

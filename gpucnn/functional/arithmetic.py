@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
-from gpucnn import ops
+from gpucnn import device as devices
+from gpucnn import dtypes, ops
+from gpucnn.functional.cast import cast, in_float32, operands
 from gpucnn.tensor import Function, Tensor
 
 Array = Any  # a Tensor, a NumPy array, or a Python number where a function takes one
@@ -119,17 +121,25 @@ class MatrixMultiply(Function):
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray | None, ...]:
         a = self.a[None, :] if self.a.ndim == 1 else self.a
         b = self.b[:, None] if self.b.ndim == 1 else self.b
+        wide = [
+            dtypes.wide(gradient.dtype) if isinstance(source, Tensor) else gradient.dtype for source in self.sources
+        ]
         gradient = gradient.reshape(*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         return (
-            _matrix_gradient(ops.matmul(gradient, b.swapaxes(-1, -2)), a, self.a) if self.needs_gradient(0) else None,
-            _matrix_gradient(ops.matmul(a.swapaxes(-1, -2), gradient), b, self.b) if self.needs_gradient(1) else None,
+            _matrix_gradient(ops.matmul(gradient, b.swapaxes(-1, -2)), a, self.a, wide[0])
+            if self.needs_gradient(0)
+            else None,
+            _matrix_gradient(ops.matmul(a.swapaxes(-1, -2), gradient), b, self.b, wide[1])
+            if self.needs_gradient(1)
+            else None,
         )
 
 
-def _matrix_gradient(gradient: np.ndarray, matrix: np.ndarray, like: np.ndarray) -> np.ndarray:
-    reduced = _reduce_to(gradient, matrix)
+def _matrix_gradient(gradient: np.ndarray, matrix: np.ndarray, like: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    summed = gradient.shape != matrix.shape
+    reduced = _reduce_to(ops.cast(gradient, dtypes.wide(gradient.dtype)) if summed else gradient, matrix)
     assert reduced is not None
-    return reduced.reshape(like.shape)
+    return ops.cast(reduced, dtype).reshape(like.shape)
 
 
 class Reshape(Function):
@@ -138,10 +148,14 @@ class Reshape(Function):
 
     def forward(self, x: Any) -> Any:
         self.x_shape = x.shape
-        return x.reshape(self.shape)
+        return _reshaped(x, self.shape)
 
     def backward(self, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (gradient.reshape(self.x_shape),)
+        return (_reshaped(gradient, self.x_shape),)
+
+
+def _reshaped(x: Any, shape: tuple[int, ...]) -> Any:
+    return (devices.contiguous(x) if dtypes.is_half(x) else x).reshape(shape)
 
 
 class Permute(Function):
@@ -202,44 +216,44 @@ class Index(Function):
 
 def add(a: Array, b: Array) -> Any:
     """a + b with broadcasting."""
-    return Add()(*_operands("add", a, b))
+    return in_float32(Add(), *_operands("add", a, b))
 
 
 def subtract(a: Array, b: Array) -> Any:
     """a − b with broadcasting."""
-    return Subtract()(*_operands("subtract", a, b))
+    return in_float32(Subtract(), *_operands("subtract", a, b))
 
 
 def multiply(a: Array, b: Array) -> Any:
     """a · b, element by element, with broadcasting."""
-    return Multiply()(*_operands("multiply", a, b))
+    return in_float32(Multiply(), *_operands("multiply", a, b))
 
 
 def divide(a: Array, b: Array) -> Any:
     """a / b, element by element, with broadcasting."""
-    return Divide()(*_operands("divide", a, b))
+    return in_float32(Divide(), *_operands("divide", a, b))
 
 
 def power(x: Array, exponent: float) -> Any:
     """x to a constant exponent; raises TypeError for an exponent that is not a number."""
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float)):
         raise TypeError(f"power: exponent is {type(exponent).__name__}; it must be a number (use exp(b * log(a)) else)")
-    return Power(exponent if isinstance(exponent, int) else float(exponent))(x)
+    return in_float32(Power(exponent if isinstance(exponent, int) else float(exponent)), x)
 
 
 def exp(x: Array) -> Any:
     """e^x."""
-    return Exponential()(x)
+    return in_float32(Exponential(), x)
 
 
 def log(x: Array) -> Any:
     """The natural logarithm."""
-    return Logarithm()(x)
+    return in_float32(Logarithm(), x)
 
 
 def matmul(a: Array, b: Array) -> Any:
     """The matrix product a (…,M,K) @ b (…,K,N); leading dimensions broadcast."""
-    return MatrixMultiply()(a, b)
+    return MatrixMultiply()(*operands(a, b)[:2])
 
 
 def reshape(x: Array, *shape: Any) -> Any:
@@ -270,7 +284,7 @@ def transpose(x: Array, dim0: int, dim1: int) -> Any:
 
 def sum(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
     """The sum over `axis` (all dimensions if None)."""
-    return Sum(axis, keepdims)(x)
+    return in_float32(Sum(axis, keepdims), x)
 
 
 def mean(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
@@ -281,20 +295,23 @@ def mean(x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = F
 
 def concatenate(tensors: Any, axis: int = 0) -> Any:
     """Tensors or arrays joined along an existing dimension; raises ValueError if the other extents differ."""
-    return Concatenate(axis)(*_operands("concatenate", *tensors))
+    return in_float32(Concatenate(axis), *_operands("concatenate", *tensors))
 
 
 def index(x: Array, key: Any) -> Any:
     """x[key] as in NumPy; Tensors within the key are taken as arrays."""
     keys = tuple(k.data if isinstance(k, Tensor) else k for k in key) if isinstance(key, tuple) else key
-    return Index(keys.data if isinstance(keys, Tensor) else keys)(x)
+    return in_float32(Index(keys.data if isinstance(keys, Tensor) else keys), x)
 
 
 def _operands(operation: str, *values: Any) -> tuple[Any, ...]:
-    """Arrays must have one dtype, so that nothing becomes float64 unasked; Python numbers take the other side's."""
-    dtypes = {value.dtype for value in values if hasattr(value, "dtype")}
-    if len(dtypes) > 1:
-        names = " and ".join(sorted(map(str, dtypes)))
+    """Arrays must have one dtype, so that nothing becomes float64 unasked; Python numbers take the other side's.
+
+    16-bit ones are taken beside float32: the result is float32.
+    """
+    found = {value.dtype for value in values if hasattr(value, "dtype")}
+    if len(found) > 1 and not found <= {dtypes.FLOAT32, *dtypes.HALVES}:
+        names = " and ".join(sorted(map(str, found)))
         raise TypeError(f"{operation}: operands are {names}; convert one of them, e.g. a.to('float32')")
     return values
 
@@ -315,6 +332,7 @@ def _attach() -> None:
         "__matmul__": matmul,
         "__rmatmul__": lambda a, b: matmul(b, a),
         "__getitem__": index,
+        "astype": cast,
         "exp": exp,
         "log": log,
         "reshape": reshape,

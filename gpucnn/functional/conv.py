@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import ops
+from gpucnn import dtypes, ops
+from gpucnn.functional.cast import operands
 from gpucnn.ops.conv3d import Conv3dShape
 from gpucnn.ops.shapes import ConvShape, Extent, Pair, shape_of
 from gpucnn.tensor import Function
@@ -26,9 +27,11 @@ class Conv2d(Function):
         if self.needs_gradient(0):
             gx = ops.conv2d_backward_input(gradient, self.weight, self.shape, **self.choice)
         if self.needs_gradient(1):
-            gw = ops.conv2d_backward_weight(self.x, gradient, self.shape, **self.choice)
+            gw = ops.conv2d_backward_weight(
+                self.x, gradient, self.shape, **self.choice, dtype=dtypes.wide(gradient.dtype)
+            )
         if self.needs_gradient(2):
-            gb = ops.conv2d_backward_bias(gradient)
+            gb = ops.conv2d_backward_bias(gradient, dtypes.wide(gradient.dtype))
         return gx, gw, gb
 
 
@@ -94,9 +97,11 @@ class ConvTranspose2d(Function):
         if self.needs_gradient(0):
             gx = ops.conv2d_forward(gradient, self.weight, None, self.shape, **self.choice)
         if self.needs_gradient(1):
-            gw = ops.conv2d_backward_weight(gradient, self.x, self.shape, **self.choice)
+            gw = ops.conv2d_backward_weight(
+                gradient, self.x, self.shape, **self.choice, dtype=dtypes.wide(gradient.dtype)
+            )
         if self.needs_gradient(2):
-            gb = ops.conv2d_backward_bias(gradient)
+            gb = ops.conv2d_backward_bias(gradient, dtypes.wide(gradient.dtype))
         return gx, gw, gb
 
 
@@ -123,7 +128,7 @@ def conv1d(
     """
     x_shape, weight_shape = shape_of("conv1d", "x", x), shape_of("conv1d", "weight", weight)
     shape = ops.conv1d_shape(x_shape, weight_shape, stride, padding, dilation, groups)
-    return Conv1d(shape, algorithm, workspace_limit)(x, weight, bias)
+    return Conv1d(shape, algorithm, workspace_limit)(*operands(x, weight, bias))
 
 
 def conv2d(
@@ -156,7 +161,7 @@ def conv2d(
     """
     x_shape, weight_shape = shape_of("conv2d", "x", x), shape_of("conv2d", "weight", weight)
     shape = ops.conv_shape(x_shape, weight_shape, stride, padding, dilation, groups)
-    return Conv2d(shape, algorithm, workspace_limit)(x, weight, bias)
+    return Conv2d(shape, algorithm, workspace_limit)(*operands(x, weight, bias))
 
 
 def conv2d_relu(
@@ -174,7 +179,7 @@ def conv2d_relu(
     """relu(conv2d(…)) in one pass over y, whose values before ReLU are never stored; arguments and errors of conv2d."""
     x_shape, weight_shape = shape_of("conv2d", "x", x), shape_of("conv2d", "weight", weight)
     shape = ops.conv_shape(x_shape, weight_shape, stride, padding, dilation, groups)
-    return Conv2dRelu(shape, algorithm, workspace_limit)(x, weight, bias)
+    return Conv2dRelu(shape, algorithm, workspace_limit)(*operands(x, weight, bias))
 
 
 def conv3d(
@@ -201,7 +206,7 @@ def conv3d(
     """
     x_shape, weight_shape = shape_of("conv3d", "x", x), shape_of("conv3d", "weight", weight)
     shape = ops.conv3d_shape(x_shape, weight_shape, stride, padding, dilation, groups)
-    return Conv3d(shape, algorithm, workspace_limit)(x, weight, bias)
+    return Conv3d(shape, algorithm, workspace_limit)(*operands(x, weight, bias))
 
 
 def conv_transpose2d(
@@ -231,4 +236,4 @@ def conv_transpose2d(
     """
     x_shape, weight_shape = shape_of("conv_transpose2d", "x", x), shape_of("conv_transpose2d", "weight", weight)
     shape = ops.conv_transpose2d_shape(x_shape, weight_shape, stride, padding, output_padding, groups, dilation)
-    return ConvTranspose2d(shape, algorithm, workspace_limit)(x, weight, bias)
+    return ConvTranspose2d(shape, algorithm, workspace_limit)(*operands(x, weight, bias))

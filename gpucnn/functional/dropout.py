@@ -17,7 +17,7 @@ class Dropout(Function):
         self.p = p
 
     def forward(self, x: Any) -> np.ndarray:
-        require_float("dropout", x=x)
+        require_float("dropout", halves=True, x=x)
         self.seed, self.offset = default_generator.reserve(x.size)
         return ops.dropout(x, self.p, self.seed, self.offset)
 

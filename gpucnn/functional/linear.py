@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import ops
+from gpucnn import dtypes, ops
+from gpucnn.functional.cast import operands
 from gpucnn.tensor import Function
 
 
@@ -19,14 +20,20 @@ class Linear(Function):
         return (
             ops.matmul(gradient, self.weight) if self.needs_gradient(0) else None,
             ops.linear_backward_weight(self.x, gradient) if self.needs_gradient(1) else None,
-            ops.sum_over(gradient.reshape(-1, gradient.shape[-1]), 0) if self.needs_gradient(2) else None,
+            ops.sum_over(_rows(gradient), 0) if self.needs_gradient(2) else None,
         )
+
+
+def _rows(gradient: np.ndarray) -> np.ndarray:
+    """gradient (…,out) as (rows, out), in the dtype of sums."""
+    return ops.cast(gradient.reshape(-1, gradient.shape[-1]), dtypes.wide(gradient.dtype))
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = x · weightᵀ + bias.
 
-    - x: (…, in_features), float32 or float64; weight: (out_features, in_features); bias: (out_features,) or None
+    - x: (…, in_features), floating-point; weight: (out_features, in_features); bias: (out_features,) or None
+    Under `gpucnn.autocast` x and weight are cast.
     Raises ValueError or TypeError naming the argument that does not fit.
     """
-    return Linear()(x, weight, bias)
+    return Linear()(*operands(x, weight, bias))

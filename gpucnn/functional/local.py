@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import ops
+from gpucnn import dtypes, ops
+from gpucnn.functional.cast import operands
 from gpucnn.ops.shapes import ConvShape, Pair, shape_of
 from gpucnn.tensor import Function
 
@@ -28,7 +29,7 @@ class LocallyConnected2d(Function):
         if self.needs_gradient(1):
             gw = ops.locally_connected2d_backward_weight(self.x, gradient, self.shape)
         if self.needs_gradient(2):
-            gb = gradient.sum(axis=0)
+            gb = ops.sum_over(ops.cast(gradient, dtypes.wide(gradient.dtype)), 0)
         return gx, gw, gb
 
 
@@ -46,4 +47,4 @@ def locally_connected2d(x: Any, weight: Any, bias: Any = None, stride: Pair = 1,
     x_shape = shape_of("locally_connected2d", "x", x)
     weight_shape = shape_of("locally_connected2d", "weight", weight)
     shape = ops.locally_connected2d_shape(x_shape, weight_shape, stride, padding)
-    return LocallyConnected2d(shape)(x, weight, bias)
+    return LocallyConnected2d(shape)(*operands(x, weight, bias))

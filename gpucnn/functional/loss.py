@@ -1,4 +1,4 @@
-"""Losses."""
+"""Losses. Of 16-bit scores they are computed in float32, and float32."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from gpucnn import ops
 from gpucnn.functional import arithmetic
+from gpucnn.functional.cast import to_float32
 from gpucnn.tensor import Function, Tensor
 
 
@@ -104,6 +105,7 @@ def cross_entropy(x: Any, labels: Any, *, reduction: str = "mean", label_smoothi
     _check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be from 0 to 1")
+    x = to_float32(x)
     labels = ops.check_labels("cross_entropy", _array(x), _array(labels))
     _check_not_empty("cross_entropy", reduction, labels)
     return CrossEntropy(labels, reduction, label_smoothing)(x)
@@ -117,6 +119,7 @@ def binary_cross_entropy_with_logits(x: Any, target: Any, *, reduction: str = "m
     Raises ValueError or TypeError naming the argument that does not fit.
     """
     operation = "binary_cross_entropy_with_logits"
+    x, target = _in_float32(x, target)
     _check_targets(operation, x, target, reduction)
     ops.check_probabilities(operation, _array(target))
     return _reduce(BinaryCrossEntropy()(x, target), reduction)
@@ -129,6 +132,7 @@ def mse_loss(x: Any, target: Any, *, reduction: str = "mean") -> Any:
     - reduction: "mean" over all elements, "sum", or "none" for losses of x's shape
     Raises ValueError or TypeError naming the argument that does not fit.
     """
+    x, target = _in_float32(x, target)
     _check_targets("mse_loss", x, target, reduction)
     return _reduce(arithmetic.power(arithmetic.subtract(x, target), 2), reduction)
 
@@ -138,6 +142,7 @@ def l1_loss(x: Any, target: Any, *, reduction: str = "mean") -> Any:
 
     Arguments and errors are those of mse_loss.
     """
+    x, target = _in_float32(x, target)
     _check_targets("l1_loss", x, target, reduction)
     return _reduce(Absolute()(arithmetic.subtract(x, target)), reduction)
 
@@ -148,6 +153,7 @@ def huber_loss(x: Any, target: Any, *, reduction: str = "mean", delta: float = 1
     L = ½·d² where |d| ≤ delta, else delta·(|d| − ½·delta). The arguments are those of mse_loss.
     Raises ValueError for a delta that is not positive, and as mse_loss does.
     """
+    x, target = _in_float32(x, target)
     _check_targets("huber_loss", x, target, reduction)
     if not delta > 0:
         raise ValueError(f"huber_loss: delta is {delta}; it must be positive")
@@ -164,6 +170,7 @@ def multi_margin_loss(x: Any, labels: Any, *, margin: float = 1.0, reduction: st
     fit.
     """
     _check_reduction("multi_margin_loss", reduction)
+    x = to_float32(x)
     labels = ops.check_labels("multi_margin_loss", _array(x), _array(labels))
     _check_not_empty("multi_margin_loss", reduction, labels)
     return _reduce(MultiMargin(labels, float(margin))(x), reduction)
@@ -180,11 +187,16 @@ def contrastive_loss(a: Any, b: Any, same: Any, margin: float = 1.0, *, reductio
     Raises ValueError or TypeError naming the argument that does not fit.
     """
     _check_reduction("contrastive_loss", reduction)
+    a, b = _in_float32(a, b)
     same = ops.check_pairs("contrastive_loss", _array(a), _array(b), _array(same))
     _check_not_empty("contrastive_loss", reduction, same)
     if not margin > 0:
         raise ValueError(f"contrastive_loss: margin is {margin}; it must be positive")
     return _reduce(Contrastive(same, float(margin))(arithmetic.subtract(a, b)), reduction)
+
+
+def _in_float32(a: Any, b: Any) -> tuple[Any, Any]:
+    return to_float32(a), to_float32(b)
 
 
 def _array(value: Any) -> Any:

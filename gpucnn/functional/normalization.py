@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn import ops
+from gpucnn import dtypes, ops
+from gpucnn.functional.cast import to_float32
 from gpucnn.ops.shapes import require_float
 from gpucnn.tensor import Function, Tensor
 
@@ -60,9 +61,12 @@ def batch_norm(
     In training mean and variance are the batch's, and running ← (1 − momentum)·running + momentum·batch, in place and
     with the unbiased variance; else the running ones are used.
 
-    - x: (N, C, …); running_mean, running_var, weight, bias: (C,) or None
+    - x: (N, C, …); running_mean, running_var, weight, bias: (C,) or None; of 16-bit x, and y, the vectors and all
+      statistics are float32
     Raises ValueError if a shape does not fit, or in training with one value a channel.
     """
+    if dtypes.is_half(x):
+        weight, bias = (None if each is None else to_float32(each) for each in (weight, bias))
     data, mean, variance = _data(x), _data(running_mean), _data(running_var)
     _check_batch_norm(data, mean, variance, _data(weight), _data(bias), training)
     if training or mean is None:
@@ -76,7 +80,11 @@ def _data(value: Any) -> Any:
 
 
 def _check_batch_norm(x: Any, mean: Any, variance: Any, weight: Any, bias: Any, training: bool) -> None:
-    require_float("batch_norm", x=x, weight=weight, bias=bias)
+    if dtypes.is_half(x):
+        require_float("batch_norm", halves=True, x=x)
+        require_float("batch_norm", weight=weight, bias=bias)
+    else:
+        require_float("batch_norm", x=x, weight=weight, bias=bias)
     if x.ndim < 2:
         raise ValueError(f"batch_norm: x has shape {x.shape}; it must be (N, C, …)")
     named = {"running_mean": mean, "running_var": variance, "weight": weight, "bias": bias}

@@ -210,7 +210,7 @@ def l2_pool_channels(x: Any, size: int, stride: int | None = None) -> Any:
 def _lp_pool2d(
     operation: str, x: Any, norm_type: float, kernel_size: Pair, stride: Pair | None, ceil_mode: bool
 ) -> Any:
-    require_float(operation, x=_array(x))
+    require_float(operation, halves=True, x=_array(x))
     if not 1 <= norm_type < math.inf:
         raise ValueError(f"{operation}: norm_type is {norm_type}; it must be a finite number of at least 1")
     shape = ops.pool_shape(operation, shape_of(operation, "x", x), kernel_size, stride, ceil_mode=ceil_mode)
@@ -218,7 +218,7 @@ def _lp_pool2d(
 
 
 def _checked_channels(x: Any, size: int, stride: int | None) -> tuple[int, ...]:
-    require_float("l2_pool_channels", x=_array(x))
+    require_float("l2_pool_channels", halves=True, x=_array(x))
     for name, value in (("size", size), ("stride", size if stride is None else stride)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"l2_pool_channels: {name} is {value!r}; it must be a positive integer")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn import dtypes
+from gpucnn.precision import parameters_changed
 from gpucnn.tensor import Tensor
 
 
@@ -115,6 +117,7 @@ class Module:
         _check_state(type(self).__name__, own, arrays, state, strict)
         for name, array in arrays.items():
             own[name][...] = devices.move(array, devices.of(own[name]))
+        parameters_changed()
 
     def train(self, mode: bool = True) -> Module:
         """Set training mode here and in every module inside: dropout drops, batch norm uses the batch's statistics."""
@@ -138,16 +141,20 @@ class Module:
             parameter.grad = None
 
     def to(self, target: Any) -> Module:
-        """Move to a device (a string such as "auto") or convert floating-point state to a dtype, in place."""
+        """Move to a device (a string such as "auto") or convert floating-point state to a dtype, in place.
+
+        Buffers, such as running statistics, stay float32 beside 16-bit parameters.
+        """
         moves = devices.is_device(target)
+        buffers = target if moves else dtypes.wide(dtypes.resolve(target))
         for module in self.modules():
             arrays = (*module.__dict__.get("_buffer_names", ()), *module.__dict__.get("_constant_names", ()))
             for name, value in list(vars(module).items()):
                 if isinstance(value, Parameter):
                     value.data = value.to(target).data
                     value.grad = None if value.grad is None else value.grad.to(target)
-                elif name in arrays and (moves or value.dtype.kind == "f"):
-                    setattr(module, name, Tensor(value).to(target).data)
+                elif name in arrays and (moves or dtypes.is_float(value.dtype)):
+                    setattr(module, name, Tensor(value).to(buffers).data)
         return self
 
     def extra_repr(self) -> str:

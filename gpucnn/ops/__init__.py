@@ -14,6 +14,7 @@ from gpucnn.ops.activation import softmax_backward as softmax_backward
 from gpucnn.ops.activation import softmax_forward as softmax_forward
 from gpucnn.ops.activation import tanh_backward as tanh_backward
 from gpucnn.ops.activation import tanh_forward as tanh_forward
+from gpucnn.ops.cast import cast as cast
 from gpucnn.ops.conv import check_operands as check_operands
 from gpucnn.ops.conv import conv2d_backward_bias as conv2d_backward_bias
 from gpucnn.ops.conv import conv2d_backward_input as conv2d_backward_input
@@ -40,9 +41,6 @@ from gpucnn.ops.conv_table import table as table
 from gpucnn.ops.conv_transpose import conv_transpose2d_forward as conv_transpose2d_forward
 from gpucnn.ops.conv_transpose import conv_transpose2d_shape as conv_transpose2d_shape
 from gpucnn.ops.dropout import dropout as dropout
-from gpucnn.ops.gemm import linear_backward_weight as linear_backward_weight
-from gpucnn.ops.gemm import linear_forward as linear_forward
-from gpucnn.ops.gemm import matmul as matmul
 from gpucnn.ops.local import locally_connected2d_backward_input as locally_connected2d_backward_input
 from gpucnn.ops.local import locally_connected2d_backward_weight as locally_connected2d_backward_weight
 from gpucnn.ops.local import locally_connected2d_forward as locally_connected2d_forward
@@ -83,6 +81,9 @@ from gpucnn.ops.pool import max_pool2d_forward as max_pool2d_forward
 from gpucnn.ops.pool import max_unpool2d_backward as max_unpool2d_backward
 from gpucnn.ops.pool import max_unpool2d_forward as max_unpool2d_forward
 from gpucnn.ops.pool import unpool_size as unpool_size
+from gpucnn.ops.products import linear_backward_weight as linear_backward_weight
+from gpucnn.ops.products import linear_forward as linear_forward
+from gpucnn.ops.products import matmul as matmul
 from gpucnn.ops.reduce import mean_over_all as mean_over_all
 from gpucnn.ops.reduce import sum_over as sum_over
 from gpucnn.ops.shapes import ConvShape as ConvShape
@@ -96,3 +97,4 @@ from gpucnn.ops.update import adam_update as adam_update
 from gpucnn.ops.update import global_norm as global_norm
 from gpucnn.ops.update import rmsprop_update as rmsprop_update
 from gpucnn.ops.update import sgd_update as sgd_update
+from gpucnn.ops.update import unscale as unscale

@@ -10,15 +10,17 @@ import numpy as np
 from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.launch import grid_for, launch
+from gpucnn.ops.cast import in_float32, is_channels_last, kernel_of
 from gpucnn.ops.shapes import require_float
 
 THREADS, WARP_SIZE = 256, 32  # as in kernels/softmax.cuh
 SHORT_ROW = 1024
 
 
+@in_float32(native=True)
 def relu_forward(x: Any) -> np.ndarray:
     """y = max(x, 0); NaN stays NaN."""
-    require_float("relu", x=x)
+    require_float("relu", halves=True, x=x)
     if devices.runs_kernels(x):
         return _run("relu_forward", x)
     x = devices.contiguous(x)
@@ -27,6 +29,7 @@ def relu_forward(x: Any) -> np.ndarray:
     return y
 
 
+@in_float32(native=True)
 def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     """gx = gy where y > 0, else 0."""
     if devices.runs_kernels(y):
@@ -37,14 +40,16 @@ def relu_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     return gx
 
 
+@in_float32(native=True)
 def leaky_relu_forward(x: Any, negative_slope: float) -> np.ndarray:
     """y = x where x > 0, else negative_slope · x."""
-    require_float("leaky_relu", x=x)
+    require_float("leaky_relu", halves=True, x=x)
     if devices.runs_kernels(x):
         return _run("leaky_relu_forward", x, options=(negative_slope,))
     return np.where(x > 0, x, negative_slope * x)
 
 
+@in_float32(native=True)
 def leaky_relu_backward(x: np.ndarray, gy: Any, negative_slope: float) -> np.ndarray:
     """gx = gy where x > 0, else negative_slope · gy."""
     if devices.runs_kernels(x):
@@ -52,14 +57,16 @@ def leaky_relu_backward(x: np.ndarray, gy: Any, negative_slope: float) -> np.nda
     return np.where(x > 0, gy, negative_slope * gy)
 
 
+@in_float32(native=True)
 def elu_forward(x: Any, alpha: float) -> np.ndarray:
     """y = x where x > 0, else alpha · (e^x − 1)."""
-    require_float("elu", x=x)
+    require_float("elu", halves=True, x=x)
     if devices.runs_kernels(x):
         return _run("elu_forward", x, options=(alpha,))
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
+@in_float32(native=True)
 def elu_backward(x: np.ndarray, gy: Any, alpha: float) -> np.ndarray:
     """gx = gy where x > 0, else gy · alpha · e^x."""
     if devices.runs_kernels(x):
@@ -67,14 +74,16 @@ def elu_backward(x: np.ndarray, gy: Any, alpha: float) -> np.ndarray:
     return np.where(x > 0, gy, gy * (alpha * np.exp(np.minimum(x, 0))))
 
 
+@in_float32(native=True)
 def tanh_forward(x: Any) -> np.ndarray:
     """y = tanh(x)."""
-    require_float("tanh", x=x)
+    require_float("tanh", halves=True, x=x)
     if devices.runs_kernels(x):
         return _run("tanh_forward", x)
     return np.tanh(x)
 
 
+@in_float32(native=True)
 def tanh_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     """gx = gy · (1 − y²)."""
     if devices.runs_kernels(y):
@@ -82,15 +91,17 @@ def tanh_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     return gy * (1 - y * y)
 
 
+@in_float32(native=True)
 def sigmoid_forward(x: Any) -> np.ndarray:
     """y = 1 / (1 + e^−x), from e^−|x| so that nothing overflows."""
-    require_float("sigmoid", x=x)
+    require_float("sigmoid", halves=True, x=x)
     if devices.runs_kernels(x):
         return _run("sigmoid_forward", x)
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
+@in_float32(native=True)
 def sigmoid_backward(y: np.ndarray, gy: Any) -> np.ndarray:
     """gx = gy · y · (1 − y)."""
     if devices.runs_kernels(y):
@@ -99,10 +110,13 @@ def sigmoid_backward(y: np.ndarray, gy: Any) -> np.ndarray:
 
 
 def _run(kernel: str, *inputs: Any, options: tuple[float, ...] = ()) -> Any:
-    """The output of an element-wise kernel, which takes four elements a thread."""
+    """The output of an element-wise kernel, which takes 16 bytes a thread; channels-last arrays stay that."""
+    if all(map(is_channels_last, inputs)):
+        return np.moveaxis(_run(kernel, *(np.moveaxis(each, 1, -1) for each in inputs), options=options), -1, 1)
     arrays = [devices.contiguous(array) for array in inputs]
     output = devices.empty_like(arrays[0])
-    launch(kernel, grid_for(-(-output.size // 4)), *arrays, output, output.size, *options)
+    blocks = grid_for(-(-output.size * output.itemsize // 16))
+    launch(kernel_of(kernel, output), blocks, *arrays, output, output.size, *options)
     return output
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn.ops.cast import in_float32
 from gpucnn.ops.conv import (
     check_operands,
     conv2d_backward_bias,
@@ -84,6 +85,7 @@ def conv3d_shape(
     return Conv3dShape(plane, D, T, depth, sd, pd, dd)
 
 
+@in_float32()
 def conv3d_forward(
     x: Any, weight: Any, bias: Any, shape: Conv3dShape, algorithm: str = "auto", workspace_limit: int | None = None
 ) -> np.ndarray:
@@ -103,6 +105,7 @@ def conv3d_forward(
     return devices.contiguous(np.swapaxes(y, 1, 2))
 
 
+@in_float32()
 def conv3d_backward_input(
     gy: Any, weight: Any, shape: Conv3dShape, algorithm: str = "auto", workspace_limit: int | None = None
 ) -> np.ndarray:
@@ -119,6 +122,7 @@ def conv3d_backward_input(
     return devices.contiguous(np.swapaxes(gx, 1, 2))
 
 
+@in_float32(rounds=False)
 def conv3d_backward_weight(
     x: Any, gy: Any, shape: Conv3dShape, algorithm: str = "auto", workspace_limit: int | None = None
 ) -> np.ndarray:
@@ -133,6 +137,7 @@ def conv3d_backward_weight(
     return gw
 
 
+@in_float32(rounds=False)
 def conv3d_backward_bias(gy: Any) -> np.ndarray:
     """gb (K,) = Σ gy (N,K,·,P,Q) over all but k."""
     return conv2d_backward_bias(gy.reshape(*gy.shape[:2], math.prod(gy.shape[2:4]), gy.shape[4]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.ops.cast import in_float32
 from gpucnn.ops.conv import check_operands, conv2d_backward_input
 from gpucnn.ops.shapes import ConvShape, Pair, pair, require_groups, require_ndim
 
@@ -62,6 +63,7 @@ def _check_channels(C: int, weight: tuple[int, ...], groups: int) -> None:
         raise ValueError(f"conv_transpose2d: in_channels (={C}) must be divisible by groups (={groups})")
 
 
+@in_float32()
 def conv_transpose2d_forward(
     x: Any, weight: Any, bias: Any, shape: ConvShape, algorithm: str = "auto", workspace_limit: int | None = None
 ) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gpucnn import device as devices
+from gpucnn.ops.cast import in_float32
 from gpucnn.ops.gemm import matmul
 from gpucnn.ops.shapes import ConvShape, Pair, conv_shape, require_float, require_ndim
 
@@ -38,6 +39,7 @@ def locally_connected2d_shape(
     return shape
 
 
+@in_float32()
 def locally_connected2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape) -> np.ndarray:
     """y (N,K,P,Q) from x (N,C,H,W) and weight (P,Q,K,C,R,S), plus bias (K,P,Q) unless it is None.
 
@@ -53,6 +55,7 @@ def locally_connected2d_forward(x: Any, weight: Any, bias: Any, shape: ConvShape
     return y
 
 
+@in_float32()
 def locally_connected2d_backward_input(gy: Any, weight: Any, shape: ConvShape) -> np.ndarray:
     """gx (N,C,H,W): each patch's gradient gy·filters, added up where patches overlap."""
     require_float("locally_connected2d_backward_input", gy=gy, weight=weight)
@@ -67,6 +70,7 @@ def locally_connected2d_backward_input(gy: Any, weight: Any, shape: ConvShape) -
     return devices.contiguous(padded[:, :, ph : ph + shape.H, pw : pw + shape.W])
 
 
+@in_float32(rounds=False)
 def locally_connected2d_backward_weight(x: Any, gy: Any, shape: ConvShape) -> np.ndarray:
     """gw (P,Q,K,C,R,S): for each pixel gyᵀ·patches, summed over the images."""
     require_float("locally_connected2d_backward_weight", x=x, gy=gy)

@@ -10,9 +10,11 @@ import numpy as np
 from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.ops import normalization_kernels as kernels
+from gpucnn.ops.cast import in_float32
 from gpucnn.ops.shapes import require_float
 
 
+@in_float32()
 def local_response_norm_forward(
     x: Any, size: int, alpha: float, beta: float, k: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +34,7 @@ def local_response_norm_forward(
     return y, scale
 
 
+@in_float32()
 def local_response_norm_backward(
     x: Any, scale: np.ndarray, gy: Any, size: int, alpha: float, beta: float
 ) -> np.ndarray:
@@ -43,6 +46,7 @@ def local_response_norm_backward(
     return gx
 
 
+@in_float32(native=True, rounds=False)
 def batch_norm_statistics(
     x: Any, eps: float, running_mean: Any = None, running_var: Any = None, momentum: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +81,7 @@ def _move(running: np.ndarray, batch: np.ndarray, momentum: float) -> None:
     running += momentum * batch
 
 
+@in_float32(native=True, rounds=False)
 def batch_norm_running(x: Any, running_mean: Any, running_var: Any, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """(mean, inverse_std), each (C,) and in x's dtype, of running statistics, which may move on afterwards."""
     if devices.runs_kernels(x):
@@ -84,6 +89,7 @@ def batch_norm_running(x: Any, running_mean: Any, running_var: Any, eps: float) 
     return running_mean.astype(x.dtype), 1 / np.sqrt(running_var.astype(x.dtype) + eps)
 
 
+@in_float32(native=True)
 def batch_norm_apply(x: Any, mean: Any, inverse_std: Any, weight: Any, bias: Any) -> np.ndarray:
     """y = (x − mean) · inverse_std · weight + bias, each (C,); weight and bias may be None (1 and 0)."""
     if devices.runs_kernels(x):
@@ -93,6 +99,7 @@ def batch_norm_apply(x: Any, mean: Any, inverse_std: Any, weight: Any, bias: Any
     return y
 
 
+@in_float32(native=True)
 def batch_norm_backward(
     x: Any, gy: Any, mean: Any, inverse_std: Any, weight: Any, training: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from gpucnn import device as devices
 from gpucnn.launch import grid_for, launch
+from gpucnn.ops.cast import kernel_of
 
 PLANE_THREADS = 128  # these four as in kernels/local_response_norm.cu
 ROW_TILE = 1024
@@ -104,8 +105,8 @@ def batch_norm_statistics(x: Any, eps: float, running_mean: Any, running_var: An
     shape, blocks = _norm_shape(layout)
     C, splits, count = layout.C, shape[3], layout.N * layout.L
     partial = devices.empty((C, splits, 3), np.float64, x)
-    mean, inverse_std = devices.empty(C, x.dtype, x), devices.empty(C, x.dtype, x)
-    launch("batch_norm_moments", blocks, layout.arrange(x), partial, shape)
+    mean, inverse_std = devices.empty(C, np.float32, x), devices.empty(C, np.float32, x)
+    launch(kernel_of("batch_norm_moments", x), blocks, layout.arrange(x), partial, shape)
     launch("batch_norm_finish_moments", C, partial, mean, inverse_std, running_mean, running_var, shape, eps,
            1 - momentum, momentum, count / max(count - 1, 1))  # fmt: skip
     return mean, inverse_std
@@ -119,7 +120,7 @@ def batch_norm_count(batches: Any) -> None:
 def batch_norm_running(x: Any, running_mean: Any, running_var: Any, eps: float) -> tuple[Any, Any]:
     """(mean, inverse_std), each (C,), of running statistics, which may move on afterwards."""
     C = x.shape[1]
-    mean, inverse_std = devices.empty(C, x.dtype, x), devices.empty(C, x.dtype, x)
+    mean, inverse_std = devices.empty(C, np.float32, x), devices.empty(C, np.float32, x)
     launch("batch_norm_running", grid_for(C), running_mean, running_var, mean, inverse_std, C, eps)
     return mean, inverse_std
 
@@ -129,7 +130,7 @@ def batch_norm_apply(x: Any, mean: Any, inverse_std: Any, weight: Any, bias: Any
     layout = layout_of(x)
     x, weight, bias = layout.arrange(x), devices.contiguous(weight), devices.contiguous(bias)
     y = devices.empty_like(x)
-    launch("batch_norm_apply", _grid(x), x, mean, inverse_std, weight, bias, y, _norm_shape(layout)[0])
+    launch(kernel_of("batch_norm_apply", x), _grid(x), x, mean, inverse_std, weight, bias, y, _norm_shape(layout)[0])
     return layout.view(y)
 
 
@@ -142,13 +143,25 @@ def batch_norm_backward(
     shape, blocks = _norm_shape(layout)
     C, splits = layout.C, shape[3]
     partial, gx = devices.empty((C, splits, 2), np.float64, x), devices.empty_like(x)
-    gweight, gbias, offset, slope = (devices.empty(C, x.dtype, x) for _ in range(4))
-    launch("batch_norm_sums", blocks, x, gy, mean, partial, shape)
+    gweight, gbias, offset, slope = (devices.empty(C, np.float32, x) for _ in range(4))
+    launch(kernel_of("batch_norm_sums", x), blocks, x, gy, mean, partial, shape)
     launch("batch_norm_finish_sums", C, partial, inverse_std, gweight, gbias, offset, slope, shape)
     if training:
-        launch("batch_norm_backward_training", _grid(x), x, gy, mean, inverse_std, weight, offset, slope, gx, shape)
+        launch(
+            kernel_of("batch_norm_backward_training", x),
+            _grid(x),
+            x,
+            gy,
+            mean,
+            inverse_std,
+            weight,
+            offset,
+            slope,
+            gx,
+            shape,
+        )
     else:
-        launch("batch_norm_backward_inference", _grid(x), gy, inverse_std, weight, gx, shape)
+        launch(kernel_of("batch_norm_backward_inference", x), _grid(x), gy, inverse_std, weight, gx, shape)
     return layout.view(gx), gweight, gbias
 
 

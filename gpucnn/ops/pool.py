@@ -12,12 +12,14 @@ import numpy as np
 from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.ops import pool_kernels
+from gpucnn.ops.cast import in_float32
 from gpucnn.ops.shapes import Pair, PoolShape, pair, require_float, require_ndim
 
 
+@in_float32(native=True)
 def max_pool2d_forward(x: Any, shape: PoolShape) -> tuple[np.ndarray, np.ndarray]:
     """(y, indices), each (N,C,P,Q): the windows' maxima and where they stood, h·W + w; padding never wins."""
-    require_float("max_pool2d", x=x)
+    require_float("max_pool2d", halves=True, x=x)
     if devices.runs_kernels(x):
         return pool_kernels.max_pool2d_forward(x, shape)
     y, indices = np.empty(shape.y, x.dtype), np.empty(shape.y, np.int64)
@@ -25,9 +27,10 @@ def max_pool2d_forward(x: Any, shape: PoolShape) -> tuple[np.ndarray, np.ndarray
     return y, indices
 
 
+@in_float32(native=True)
 def max_pool2d_backward(gy: Any, indices: np.ndarray, shape: PoolShape) -> np.ndarray:
     """gx (N,C,H,W): each gradient goes to where its maximum stood; overlapping windows add up."""
-    require_float("max_pool2d_backward", gy=gy)
+    require_float("max_pool2d_backward", halves=True, gy=gy)
     if devices.runs_kernels(gy):
         return pool_kernels.max_pool2d_backward(gy, indices, shape)
     gx = np.empty(shape.x, gy.dtype)
@@ -35,9 +38,10 @@ def max_pool2d_backward(gy: Any, indices: np.ndarray, shape: PoolShape) -> np.nd
     return gx
 
 
+@in_float32(native=True)
 def avg_pool2d_forward(x: Any, shape: PoolShape, count_include_pad: bool) -> np.ndarray:
     """y (N,C,P,Q): the windows' means; count_include_pad counts padding as zeros, else only real pixels count."""
-    require_float("avg_pool2d", x=x)
+    require_float("avg_pool2d", halves=True, x=x)
     if devices.runs_kernels(x):
         return pool_kernels.avg_pool2d_forward(x, shape, count_include_pad)
     y = np.empty(shape.y, x.dtype)
@@ -45,9 +49,10 @@ def avg_pool2d_forward(x: Any, shape: PoolShape, count_include_pad: bool) -> np.
     return y
 
 
+@in_float32(native=True)
 def avg_pool2d_backward(gy: Any, shape: PoolShape, count_include_pad: bool) -> np.ndarray:
     """gx (N,C,H,W) of avg_pool2d_forward."""
-    require_float("avg_pool2d_backward", gy=gy)
+    require_float("avg_pool2d_backward", halves=True, gy=gy)
     if devices.runs_kernels(gy):
         return pool_kernels.avg_pool2d_backward(gy, shape, count_include_pad)
     gx = np.empty(shape.x, gy.dtype)
@@ -55,9 +60,10 @@ def avg_pool2d_backward(gy: Any, shape: PoolShape, count_include_pad: bool) -> n
     return gx
 
 
+@in_float32(native=True)
 def adaptive_avg_pool2d_forward(x: Any, output_size: Pair) -> np.ndarray:
     """y (N,C,P,Q) for output_size (P,Q): window i covers rows floor(i·H/P) up to ceil((i+1)·H/P)."""
-    require_float("adaptive_avg_pool2d", x=x)
+    require_float("adaptive_avg_pool2d", halves=True, x=x)
     require_ndim("adaptive_avg_pool2d", "x", x.shape, 4, "(N, C, H, W)")
     if min(x.shape[2:]) < 1:
         raise ValueError(f"adaptive_avg_pool2d: x has no pixels (shape {x.shape})")
@@ -69,6 +75,7 @@ def adaptive_avg_pool2d_forward(x: Any, output_size: Pair) -> np.ndarray:
     return y
 
 
+@in_float32(native=True)
 def adaptive_avg_pool2d_backward(gy: Any, x_shape: tuple[int, ...]) -> np.ndarray:
     """gx (N,C,H,W) of adaptive_avg_pool2d_forward."""
     if devices.runs_kernels(gy):
@@ -78,6 +85,7 @@ def adaptive_avg_pool2d_backward(gy: Any, x_shape: tuple[int, ...]) -> np.ndarra
     return gx
 
 
+@in_float32()
 def lp_pool2d_forward(x: Any, norm_type: float, shape: PoolShape) -> np.ndarray:
     """y (N,C,P,Q) = (Σ x^p)^(1/p) for p = norm_type, from the windows' means; NaN where a power or root is not real."""
     if devices.runs_kernels(x):
@@ -87,6 +95,7 @@ def lp_pool2d_forward(x: Any, norm_type: float, shape: PoolShape) -> np.ndarray:
         return (means * (shape.kernel[0] * shape.kernel[1])) ** (1 / norm_type)
 
 
+@in_float32()
 def lp_pool2d_backward(x: np.ndarray, y: np.ndarray, gy: Any, norm_type: float, shape: PoolShape) -> np.ndarray:
     """gx (N,C,H,W) = x^(p−1) · Σ gy · y^(1−p) over the windows with this pixel; a window whose y is 0 adds nothing."""
     if devices.runs_kernels(x):
@@ -97,6 +106,7 @@ def lp_pool2d_backward(x: np.ndarray, y: np.ndarray, gy: Any, norm_type: float, 
         return x ** (norm_type - 1) * sums
 
 
+@in_float32()
 def adaptive_max_pool2d_forward(x: Any, output_size: Pair) -> tuple[np.ndarray, np.ndarray]:
     """(y, indices), each (N,C,P,Q), over the windows of adaptive_avg_pool2d_forward; indices as max_pool2d_forward."""
     require_float("adaptive_max_pool2d", x=x)
@@ -116,6 +126,7 @@ def adaptive_max_pool2d_forward(x: Any, output_size: Pair) -> tuple[np.ndarray, 
     return _taken(x, indices), indices
 
 
+@in_float32()
 def adaptive_max_pool2d_backward(gy: Any, indices: np.ndarray, x_shape: tuple[int, ...]) -> np.ndarray:
     """gx (N,C,H,W) of adaptive_max_pool2d_forward: each gradient goes to where its maximum stood."""
     if devices.runs_kernels(gy):
@@ -125,6 +136,7 @@ def adaptive_max_pool2d_backward(gy: Any, indices: np.ndarray, x_shape: tuple[in
     return gx
 
 
+@in_float32()
 def max_unpool2d_forward(x: Any, indices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """y (N,C,H,W) for size (H,W): each value where its index h·W + w says, else 0; of several the last."""
     require_float("max_unpool2d", x=x)
@@ -135,6 +147,7 @@ def max_unpool2d_forward(x: Any, indices: np.ndarray, size: tuple[int, int]) -> 
     return y.reshape(*x.shape[:2], *size)
 
 
+@in_float32()
 def max_unpool2d_backward(gy: Any, indices: np.ndarray) -> np.ndarray:
     """gx (N,C,P,Q): the gradient at each value's place."""
     if devices.runs_kernels(gy):

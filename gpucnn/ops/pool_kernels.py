@@ -13,6 +13,7 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn.launch import Strided, launch
 from gpucnn.launch.division import divisor
+from gpucnn.ops.cast import kernel_of
 from gpucnn.ops.shapes import PoolShape
 
 THREADS = 256  # POOL_THREADS of kernels/pool.cuh
@@ -24,7 +25,8 @@ def max_pool2d_forward(x: Any, shape: PoolShape) -> tuple[Any, Any]:
     _require_pixels(shape)
     y, switches = devices.empty(shape.y, x.dtype, x), devices.empty(shape.y, np.int32, x)
     if _tiles_in_pairs(shape) and x.flags.c_contiguous and _is_aligned(x, 16):
-        launch("max_pool2d_forward_vector", -(-y.size // (2 * THREADS)), x, y, switches, _window_pairs(shape))
+        kernel = kernel_of("max_pool2d_forward_vector", x)
+        launch(kernel, -(-y.size // (2 * THREADS)), x, y, switches, _window_pairs(shape))
     else:
         _launch_outputs(f"max_pool2d_forward_{_window(shape)}", shape, x, y, switches)
     return y, switches
@@ -35,7 +37,8 @@ def max_pool2d_backward(gy: Any, switches: Any, shape: PoolShape) -> Any:
     gy, switches = devices.contiguous(gy), devices.contiguous(switches)
     gx = devices.empty(shape.x, gy.dtype, gy)
     if _tiles_in_pairs(shape) and _is_aligned(gy, 8) and _is_aligned(switches, 8):
-        launch("max_pool2d_backward_vector", -(-gy.size // (2 * THREADS)), gy, switches, gx, _window_pairs(shape))
+        kernel = kernel_of("max_pool2d_backward_vector", gy)
+        launch(kernel, -(-gy.size // (2 * THREADS)), gy, switches, gx, _window_pairs(shape))
     else:
         _launch_inputs(f"max_pool2d_backward_{_overlap(shape)}", shape, gy, switches, gx)
     return gx
@@ -128,7 +131,7 @@ def _launch_outputs(name: str, shape: PoolShape, x: Any, *arguments: Any, count_
     if bits == 0:
         grid = -(-math.prod(shape.y) // THREADS)
     geometry = _geometry(name, shape, math.prod(shape.y), x, bits, count_include_pad)
-    launch(name, grid, Strided(x), *arguments, geometry)
+    launch(kernel_of(name, x), grid, Strided(x), *arguments, geometry)
 
 
 def _launch_inputs(name: str, shape: PoolShape, *arguments: Any, count_include_pad: bool = True) -> None:
@@ -136,7 +139,7 @@ def _launch_inputs(name: str, shape: PoolShape, *arguments: Any, count_include_p
     count = math.prod(shape.x)
     x = arguments[0].array if isinstance(arguments[0], Strided) else None
     geometry = _geometry(name, shape, count, x, 0, count_include_pad)
-    launch(name, -(-count // THREADS), *arguments, geometry)
+    launch(kernel_of(name, arguments[0]), -(-count // THREADS), *arguments, geometry)
 
 
 def _launch_adaptive(name: str, shape: PoolShape, x: Any, *arguments: Any) -> None:
@@ -145,7 +148,7 @@ def _launch_adaptive(name: str, shape: PoolShape, x: Any, *arguments: Any) -> No
         return _launch_outputs(name, shape, x, *arguments)
     count = math.prod(shape.y)
     geometry = _geometry(name, shape, count, x, 0, False)
-    launch(f"{name}_warp", -(-count * WARP // THREADS), Strided(x), *arguments, geometry)
+    launch(kernel_of(f"{name}_warp", x), -(-count * WARP // THREADS), Strided(x), *arguments, geometry)
 
 
 def _geometry(

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn.dtypes import FLOATS, is_half
 
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 Pair = int | tuple[int, int]
 Extent = int | tuple[int, ...]
 _FORMS = {1: "an integer", 2: "an integer or a pair of integers", 3: "an integer or three integers"}
@@ -34,23 +34,25 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, (tuple, list))
 
 
-def require_float(operation: str, **arrays: Any) -> None:
+def require_float(operation: str, *, halves: bool = False, **arrays: Any) -> None:
     """Raise TypeError unless all given arrays (None is passed over) have one floating-point dtype and one device.
 
     Kernels compute in float32; the CPU in float32 and float64.
+    - halves: whether 16-bit dtypes are taken, too
     """
-    first_name, first = next((name, array) for name, array in arrays.items() if array is not None)
+    first_name, first = next(((name, array) for name, array in arrays.items() if array is not None), ("", None))
     for name, array in arrays.items():
         if array is None:
             continue
         if not devices.is_array(array):
             raise TypeError(f"{operation}: {name} is {type(array).__name__}; it must be a Tensor or an array")
-        if devices.runs_kernels(array) and array.dtype != np.float32:
+        taken = halves and is_half(array)
+        if not taken and devices.runs_kernels(array) and array.dtype != np.float32:
             raise TypeError(
                 f"{operation}: {name} is {array.dtype} on {devices.of(array)}, where kernels take float32: "
                 f"{name}.astype('float32'), or compute on the CPU"
             )
-        if array.dtype not in FLOATS:
+        if not taken and array.dtype not in FLOATS:
             raise TypeError(
                 f"{operation}: {name} is {array.dtype}; it must be float32 or float64: {name}.astype('float32')"
             )

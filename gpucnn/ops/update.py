@@ -171,6 +171,28 @@ def global_norm(arrays: Arrays) -> float:
     return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
 
 
+def unscale(gradients: Arrays, factor: float) -> tuple[list[np.ndarray], bool]:
+    """(gradients · factor, whether all were finite); they are changed in place where they are contiguous.
+
+    Where kernels run one flag says so, which the host waits for.
+    """
+    if not gradients or not devices.runs_kernels(gradients[0]):
+        finite = all(bool(np.isfinite(gradient).all()) for gradient in gradients)
+        with np.errstate(all="ignore"):
+            return [gradient * gradient.dtype.type(factor) for gradient in gradients], finite
+    gradients, flags = [devices.contiguous(gradient) for gradient in gradients], []
+    for start in range(0, len(gradients), max_pointers()):
+        some = gradients[start : start + max_pointers()]
+        blocks = min(max(-(-max(array.size for array in some) // UPDATE_BLOCK), 1), UPDATE_BLOCKS)
+        found = devices.empty((blocks * len(some),), np.int32, some[0])
+        launch("unscale", (blocks, len(some)), some, sizes(some), factor, found)
+        flags.append(found)
+    found = flags[0] if len(flags) == 1 else np.concatenate(flags)
+    flag = devices.empty((1,), np.int32, found)
+    launch("any_found", 1, found, flag, found.size)
+    return list(gradients), not int(flag[0])
+
+
 def _launch(kernel: str, arrays: tuple[Arrays, ...], step: tuple[float, ...]) -> None:
     """Run an update over `arrays`: parameters, gradients, and whatever the optimiser keeps."""
     parameters, gradients, *kept = arrays

@@ -8,6 +8,7 @@ from gpucnn.optim.adaptive import RMSprop as RMSprop
 from gpucnn.optim.clip import clip_grad_norm as clip_grad_norm
 from gpucnn.optim.clip import clip_grad_value as clip_grad_value
 from gpucnn.optim.optimizer import Optimizer as Optimizer
+from gpucnn.optim.scaler import GradScaler as GradScaler
 from gpucnn.optim.schedule import ConstantSchedule as ConstantSchedule
 from gpucnn.optim.schedule import CosineSchedule as CosineSchedule
 from gpucnn.optim.schedule import MultiStepSchedule as MultiStepSchedule

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.ops.shapes import FLOATS
+from gpucnn.dtypes import FLOATS
+from gpucnn.precision import parameters_changed
 from gpucnn.tensor import Tensor
 
 Parameters = Iterable[Tensor] | Iterable[Mapping[str, Any]]
@@ -67,6 +68,7 @@ class Optimizer:
                 together.setdefault(key, []).append(position)
         for positions in together.values():
             self._update(positions, groups[positions[0]])
+        parameters_changed()
 
     def _update(self, positions: list[int], group: Group) -> None:
         """One step of these parameters of the group, which have made as many steps."""

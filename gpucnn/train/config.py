@@ -7,6 +7,7 @@ from typing import Any
 
 from gpucnn import device as devices
 from gpucnn import models
+from gpucnn.precision import ALL_PRECISIONS
 from gpucnn.train import augmentation
 from gpucnn.train.rules import COUNT, NOT_NEGATIVE, POSITIVE, Rule
 
@@ -52,6 +53,8 @@ class TrainConfig:
       without a better validation accuracy, or None
     - limit: the first so many training and test images, or None for all
     - seed: of initial weights, order, augmentation, validation part and dropout; device: "auto", "cpu", "sim" or "cuda"
+    - precision: "float32", "float32_tensor", "tf32", or for 16-bit activations "bfloat16" or "float16", the latter with
+      loss scaling (gpucnn.precision has a table)
     Raises ValueError naming the setting, its value and the rule.
     """
 
@@ -74,9 +77,15 @@ class TrainConfig:
     limit: int | None = None
     seed: int = 0
     device: str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, choices in (("model", models.names()), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, choices in (
+            ("model", models.names()),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", ALL_PRECISIONS),
+        ):
             check_choice(name, getattr(self, name), choices)
         check_augment(self.augment)
         for name, rule in RULES.items():
@@ -126,6 +135,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The inverse of `TrainConfig.as_dict`; raises ValueError for missing, unknown or wrong settings."""
+    values = {"precision": "float32", **values}  # runs of old have none
     names = {field.name for field in fields(TrainConfig)}
     if values.keys() != names:
         raise ValueError(f"settings {sorted(values.keys() ^ names)} are missing or unknown")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn import functional as F
 from gpucnn.nn import Module
 from gpucnn.random import default_generator
 from gpucnn.tensor import Tensor, no_grad
@@ -38,7 +39,7 @@ def first_non_finite(model: Module, images: np.ndarray, random_state: dict[str, 
     found: list[str] = []
 
     def look(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not found and not np.isfinite(output.data).all():
+        if not found and not np.isfinite(F.cast(output.data, "float32")).all():
             found.append(f"{names[id(module)] or 'the network'} ({type(module).__name__})")
 
     names = {id(module): name for name, module in model.named_modules()}

@@ -12,7 +12,9 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn import functional as F
 from gpucnn.data import DataLoader, Dataset, Normalize
+from gpucnn.dtypes import is_half
 from gpucnn.nn import Module
+from gpucnn.precision import computing
 from gpucnn.tensor import Tensor, no_grad
 from gpucnn.train.report import Report
 
@@ -45,12 +47,14 @@ def evaluate(
     report: Report | None = None,
     title: str = "evaluate",
     check: Callable[[], None] | None = None,
+    precision: str = "float32",
 ) -> Evaluation:
     """Loss and accuracies of `model` on all images, which are resized to its input_shape where it has one.
 
     - model: computes on its device; normalize: what it was trained with, None leaves pixels in [0, 1]
     - batch_size: images at a time; by default as many as have some million pixels, at most 256
     - report: shows a bar with this title; check: called before each batch, may raise to break off
+    - precision: of gpucnn.precision, in which the model computes; the scores are float32
     Raises ValueError where channels or classes of the data are not the model's.
     """
     check_fits(model, dataset)
@@ -62,7 +66,7 @@ def evaluate(
     predictions, probabilities = [], []
     batches = loader.epoch(0)
     try:
-        with evaluating(model), no_grad():
+        with evaluating(model), no_grad(), computing(precision):
             for pixels, labels in batches:
                 if check is not None:
                     check()
@@ -85,7 +89,8 @@ def evaluate(
 
 def scores_of(model: Module, images: np.ndarray) -> np.ndarray:
     """model(images) on the model's device, as a NumPy array."""
-    return devices.to_numpy(model(Tensor(devices.move(images, model.device))).data)
+    scores = model(Tensor(devices.move(images, model.device))).data
+    return devices.to_numpy(scores).astype(np.float32, copy=False) if is_half(scores) else devices.to_numpy(scores)
 
 
 def default_batch_size(image_size: tuple[int, int]) -> int:

@@ -15,7 +15,9 @@ from gpucnn import functional as F
 from gpucnn.data import Normalize
 from gpucnn.data.pictures import read_image as read_image
 from gpucnn.models import Network
+from gpucnn.precision import ALL_PRECISIONS, computing
 from gpucnn.tensor import no_grad
+from gpucnn.train.config import check_choice
 from gpucnn.train.evaluation import default_batch_size, evaluating, scores_of
 
 CLEARLY = 0.2  # how far from mid-grey the training images' mean must be to tell dark from light
@@ -23,12 +25,16 @@ CLEARLY = 0.2  # how far from mid-grey the training images' mean must be to tell
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A network with what its use needs: class names, the Normalize it was trained with, the name of its data."""
+    """A network with what its use needs: class names, the Normalize it was trained with, the name of its data.
+
+    - precision: in which it computes: the one it was trained in, or another of gpucnn.precision
+    """
 
     model: Network
     classes: tuple[str, ...]
     normalize: Normalize
     data: str
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,10 @@ class Prediction:
         }
 
 
-def load_model(path: str | os.PathLike[str], device: str = "cpu") -> TrainedModel:
+def load_model(path: str | os.PathLike[str], device: str = "cpu", precision: str | None = None) -> TrainedModel:
     """The network in a checkpoint of `fit`, ready for use on a device; nothing but the file is needed.
+
+    - precision: in which it shall compute; None: the one it was trained in
 
     Raises FileNotFoundError or CheckpointError, naming the file, and ValueError for a device that is not there.
     """
@@ -60,7 +68,11 @@ def load_model(path: str | os.PathLike[str], device: str = "cpu") -> TrainedMode
     model.eval()
     found = stored.metadata
     normalize = Normalize(found["normalization"]["mean"], found["normalization"]["std"])
-    return TrainedModel(model, tuple(found["classes"]), normalize, found["data"])
+    config = found.get("config")
+    trained_in = config.get("precision", "float32") if isinstance(config, dict) else "float32"
+    chosen = trained_in if precision is None else precision
+    check_choice("precision", chosen, ALL_PRECISIONS)
+    return TrainedModel(model, tuple(found["classes"]), normalize, found["data"], chosen)
 
 
 def predict(
@@ -96,7 +108,7 @@ def predict(
 
 def _probabilities(trained: TrainedModel, pixels: list[np.ndarray]) -> np.ndarray:
     images = trained.normalize(np.stack(pixels).astype(np.float32) / 255)
-    with evaluating(trained.model), no_grad():
+    with evaluating(trained.model), no_grad(), computing(trained.precision):
         return F.softmax(scores_of(trained.model, images))
 
 

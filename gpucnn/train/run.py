@@ -232,7 +232,15 @@ class _Run:
             path = self.folder.best
             model = checkpoint.build_model(checkpoint.load(path))
             model.to(self.device)
-        found = evaluate(model, self.test, self.normalize, report=self.report, title="test", check=self._after_step)
+        found = evaluate(
+            model,
+            self.test,
+            self.normalize,
+            report=self.report,
+            title="test",
+            check=self._after_step,
+            precision=self.config.precision,
+        )
         self.result = self._result(found, str(path))
         self._save()
         return Outcome(self.result, self.config, self.trainer.history, Measured(model, self.test, found))
@@ -247,6 +255,7 @@ class _Run:
             "device": self.device,
             "epochs": len(history),
             "seed": self.config.seed,
+            "precision": self.config.precision,
             "train_loss": last["train_loss"],
             "train_accuracy": last["train_accuracy"],
             "test_loss": found.loss,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from gpucnn import functional as F
 from gpucnn.launch import recording
 from gpucnn.launch.plan import Plan
 from gpucnn.nn import Module
-from gpucnn.optim import Optimizer
+from gpucnn.optim import GradScaler, Optimizer
+from gpucnn.precision import ALL_PRECISIONS, computing, parameters_changed
 from gpucnn.tensor import Tensor
 
 
@@ -21,22 +23,39 @@ class Step:
     """A step in two calls: `backward` leaves the gradients in the parameters, `update` moves these along them.
 
     - loss: takes the model's scores and the labels and returns a Tensor of one element
+    - precision: of gpucnn.precision, in which forward and backward compute; None: what is in force
+    - scaler: scales the loss, and skips an update whose gradients are not finite
     """
 
-    def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Any, Any], Tensor] = F.cross_entropy):
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+        precision: str | None = None,
+        scaler: GradScaler | None = None,
+    ):
+        if precision is not None and precision not in ALL_PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown; use one of {', '.join(ALL_PRECISIONS)}")
         self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.precision, self.scaler = precision, scaler
 
     def backward(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """(loss, scores) of a batch, two arrays; the gradients are in `.grad` of the parameters."""
         self.optimizer.zero_grad()
-        scores = self.model(Tensor(images))
-        loss = self.loss(scores, labels)
-        loss.backward()
+        with nullcontext() if self.precision is None else computing(self.precision):
+            scores = self.model(Tensor(images))
+            loss = self.loss(scores, labels)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss, scores
 
     def update(self) -> None:
         """One step of the optimiser."""
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
 
 @dataclass
@@ -66,12 +85,24 @@ class CapturedStep(Step):
     Gradients may be changed between the two calls, as by `clip_grad_norm`. Results are overwritten by the next batch.
     Everything on the way must be a launch: LeNet-5, AlexNet and the VGG networks are; arithmetic of Tensors is not, so
     the "paper" LeNet-5 is refused. Labels are not looked at by the host; a wrong one makes the loss NaN.
-    Raises ValueError for a model on a device without kernels, and in the second batch where a Function computes by
+    Raises ValueError for a model on a device without kernels, for a scaler, and in the second batch where a Function computes by
     something else than launches. What a Function of one's own does with arrays is seen on the device "sim" alone.
     """
 
-    def __init__(self, model: Module, optimizer: Optimizer, loss: Callable[[Any, Any], Tensor] = F.cross_entropy):
-        super().__init__(model, optimizer, loss)
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+        precision: str | None = None,
+        scaler: GradScaler | None = None,
+    ):
+        super().__init__(model, optimizer, loss, precision, scaler)
+        if scaler is not None:
+            raise ValueError(
+                "CapturedStep: loss scaling looks at each step's gradients on the host, so it cannot be recorded; use "
+                "'bfloat16', which needs none, or an ordinary Step"
+            )
         if model.device == "cpu":
             raise ValueError("CapturedStep: device 'cpu' launches no kernels; use 'cuda' or 'sim', or an ordinary Step")
         self._recorded: _Recorded | None = None
@@ -130,6 +161,7 @@ class CapturedStep(Step):
 
     def _record(self, fixed: list[Any], images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         own_images, own_labels = self._own(images), self._own(labels)
+        parameters_changed()  # so that casts of weights are recorded, too
         with recording(strict=True) as plan:
             results = super().backward(own_images, own_labels)
         _capture(plan)

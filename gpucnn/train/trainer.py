@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn import functional as F
 from gpucnn import optim
 from gpucnn.data import DataLoader, Dataset, Normalize
 from gpucnn.models import Network
+from gpucnn.precision import computing
 from gpucnn.random import default_generator
 from gpucnn.train import augmentation
 from gpucnn.train.config import ENDLESS, TrainConfig
@@ -69,7 +71,9 @@ class Trainer:
             seed=config.seed,
         )
         self.optimizer = make_optimizer(config, model)
-        self.stepper = (CapturedStep if capture else Step)(model, self.optimizer)
+        self.scaler = optim.GradScaler() if config.precision == "float16" else None
+        step = CapturedStep if capture else Step
+        self.stepper = step(model, self.optimizer, precision=config.precision, scaler=self.scaler)
         self.schedule = make_schedule(config, self.optimizer, len(self.loader))
         self.epoch = self.batch = self.step = 0
         self.sums = dict(NO_SUMS)
@@ -91,6 +95,7 @@ class Trainer:
             "history": list(self.history),
             "best": self.best,
             "schedule": self.schedule.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -98,6 +103,8 @@ class Trainer:
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.sums, self.history, self.best = dict(state["sums"]), list(state["history"]), state["best"]
         self.schedule.load_state_dict(state["schedule"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
 
     def run_epoch(self, after_step: Callable[[], None] = nothing) -> bool:
         """Train to the end of the running epoch, measure, and add to the history; return whether it is the best so far.
@@ -140,13 +147,16 @@ class Trainer:
         loss, scores = self.stepper.backward(images, labels)
         value = float(loss.item())  # waits for a GPU, so that backward is launched before it
         if not math.isfinite(value):
-            layer = first_non_finite(self.model, images, random_state)
+            with computing(self.config.precision):
+                layer = first_non_finite(self.model, images, random_state)
             raise self._non_finite(f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}): {layer}")
         if self.config.clip_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale(self.optimizer)
             optim.clip_grad_norm(self.optimizer.parameters, self.config.clip_norm)
         self.stepper.update()
         self.sums["loss"] += value * len(labels)
-        self.sums["correct"] += int(np.count_nonzero(scores.data.argmax(axis=1) == labels))
+        self.sums["correct"] += int(np.count_nonzero(F.cast(scores.data, "float32").argmax(axis=1) == labels))
         self.sums["images"] += len(labels)
         self.sums["lr"] = self.optimizer.lr
         if isinstance(self.schedule, optim.Schedule):
@@ -168,6 +178,8 @@ class Trainer:
             "images_per_second": images / seconds,
             "seconds": seconds,
         }
+        if self.scaler is not None:
+            entry |= {"loss_scale": self.scaler.factor, "skipped_steps": self.scaler.skipped}
         if self.validation is not None:
             entry |= self._validate(self.validation, after_step)
         improved = self.validation is not None and is_better(entry, self.best)
@@ -181,7 +193,13 @@ class Trainer:
 
     def _validate(self, validation: Dataset, after_step: Callable[[], None]) -> dict[str, float]:
         found = evaluate(
-            self.model, validation, self.normalize, report=self.report, title="validation", check=after_step
+            self.model,
+            validation,
+            self.normalize,
+            report=self.report,
+            title="validation",
+            check=after_step,
+            precision=self.config.precision,
         )
         if not math.isfinite(found.loss):
             raise self._non_finite(f"the validation loss is {found.loss} after step {self.step}")
