@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gpucnn
-from gpucnn import ops
+from gpucnn import dtypes, ops
 from gpucnn.cli import options
 from gpucnn.ops.cards import CARDS, Card, named
 from gpucnn.precision import PRECISIONS
@@ -89,7 +89,7 @@ def conv(
     if precision not in PRECISIONS:
         dtype, precision = precision, "float32"
     with gpucnn.precision(precision):
-        found = ops.explain(which, shape, device, options.dtype_of(dtype), **arguments)
+        found = ops.explain(which, shape, device, dtypes.resolve(dtype), **arguments)
     request = {"pass": which, "shape": shape._asdict(), "device": device, "precision": precision, "dtype": dtype}
     options.write_json(json, request | _json(found, workspace_limit))
     console = Console()

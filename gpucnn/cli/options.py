@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import ml_dtypes
-import numpy as np
 import typer
 
 from gpucnn import device as devices
@@ -74,11 +72,6 @@ def dtype_name(text: str) -> str:
     if text not in DTYPES:
         raise typer.BadParameter(f"{text!r} is not a dtype: {', '.join(DTYPES)}")
     return text
-
-
-def dtype_of(name: str) -> np.dtype:
-    """The NumPy dtype of one of DTYPES."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def size_in_bytes(text: str) -> int:
