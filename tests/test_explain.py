@@ -44,7 +44,7 @@ def test_the_numbers_are_those_of_the_choice(tmp_path):
     assert rows["implicit_gemm"]["flops"] == 2 * 64 * 256 * 56 * 56 * 256 * 9
     assert rows["implicit_gemm"]["floor_seconds"] == pytest.approx(
         rows["implicit_gemm"]["flops"] / 82.6e12,
-        rel=1e-3,  # and its weights' order
+        rel=2e-3,  # and its weights' order
     )
     planned = {name: row["planned_seconds"] for name, row in rows.items() if row["refused"] is None}
     assert planned[found["algorithm"]] <= min(planned.values()) * 17 / 16
