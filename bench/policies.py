@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
+from gpucnn import dtypes
 from gpucnn.precision import PRECISIONS
 
 HALVES = {"bfloat16": "bf16", "float16": "fp16"}
@@ -56,4 +56,4 @@ def named(name: str) -> Policy:
 
 def dtype_of(name: str) -> np.dtype:
     """The NumPy dtype of arrays of this name."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return dtypes.resolve(name)

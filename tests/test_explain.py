@@ -42,7 +42,10 @@ def test_the_numbers_are_those_of_the_choice(tmp_path):
     assert found["shape"]["P"] == 56 and found["shape"]["padding"] == [1, 1]
     rows = by_name(found)
     assert rows["implicit_gemm"]["flops"] == 2 * 64 * 256 * 56 * 56 * 256 * 9
-    assert rows["implicit_gemm"]["floor_seconds"] == pytest.approx(rows["implicit_gemm"]["flops"] / 82.6e12)
+    assert rows["implicit_gemm"]["floor_seconds"] == pytest.approx(
+        rows["implicit_gemm"]["flops"] / 82.6e12,
+        rel=2e-3,  # and its weights' order
+    )
     planned = {name: row["planned_seconds"] for name, row in rows.items() if row["refused"] is None}
     assert planned[found["algorithm"]] <= min(planned.values()) * 17 / 16
     assert rows["im2col"]["workspace_bytes"] == 36 * 256 * 9 * 56 * 56 * 4 // 4 or rows["im2col"]["workspace_bytes"] > 0
@@ -65,8 +68,8 @@ def test_rooflines_of_a_precision(precision, seconds, tmp_path, capsys):
 
 def test_rooflines_of_16_bits(tmp_path, capsys):
     half, single = (
-        by_name(explained(tmp_path, "64", "3", "224", "224", "64", "3", "3", "--device", "sim", "--dtype", name))
-        for name in ("bfloat16", "float32")
+        by_name(explained(tmp_path, "64", "3", "224", "224", "64", "3", "3", "--device", "sim", *option))
+        for option in (("--precision", "bfloat16"), ("--dtype", "float32"))
     )
     assert 2 * half["implicit_gemm"]["bytes"] == single["implicit_gemm"]["bytes"]
     assert half["implicit_gemm"]["bound"] == "memory" and half["implicit_gemm"]["arithmetic"] == "bfloat16"
@@ -121,7 +124,7 @@ WRONG = [
     (2, [*VGG, "--padding", "-1"], "'-1' is not a whole number of at least 0"),
     (2, [*VGG, "--pass", "sideways"], "'sideways' is not a pass"),
     (2, [*VGG, "--device", "abacus"], "'abacus' is not a device: auto, cpu, cuda, sim"),
-    (2, [*VGG, "--precision", "double"], "precision: 'double' is unknown; use one of float32, float32_tensor, tf32"),
+    (2, [*VGG, "--precision", "double"], "'double' is not a precision: float32, float32_tensor, tf32, bfloat16"),
     (2, [*VGG, "--dtype", "int8"], "'int8' is not a dtype: float32, float64, bfloat16, float16"),
     (2, [*VGG, "--gpu", "voodoo"], "GPU 'voodoo' is not in the table; it has H200"),
     (2, [*VGG, "--workspace-limit", "-1"], "'-1' is not a size"),

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import ml_dtypes
-import numpy as np
 import typer
 
 from gpucnn import device as devices
 from gpucnn import files, ops
+<<<<<<< HEAD
 from gpucnn.precision import ALL_PRECISIONS, PRECISIONS, checked
+=======
+from gpucnn.precision import ALL_PRECISIONS
+>>>>>>> choice6
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
@@ -63,11 +65,10 @@ def device_kind(text: str) -> str:
 
 
 def precision_name(text: str) -> str:
-    """One of gpucnn.precision; BadParameter naming them all for another one."""
-    try:
-        return checked(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    """A precision of float32, or a 16-bit dtype; BadParameter naming them all for another one."""
+    if text not in ALL_PRECISIONS:
+        raise typer.BadParameter(f"{text!r} is not a precision: {', '.join(ALL_PRECISIONS)}")
+    return text
 
 
 def dtype_name(text: str) -> str:
@@ -75,11 +76,6 @@ def dtype_name(text: str) -> str:
     if text not in DTYPES:
         raise typer.BadParameter(f"{text!r} is not a dtype: {', '.join(DTYPES)}")
     return text
-
-
-def dtype_of(name: str) -> np.dtype:
-    """The NumPy dtype of one of DTYPES."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def size_in_bytes(text: str) -> int:
@@ -115,7 +111,10 @@ WorkspaceLimit = Annotated[
     typer.Option(parser=size_in_bytes, metavar="BYTES", help="Memory beside the arrays: 0, 64000000, 64MB or 64MiB."),
 ]
 PrecisionName = Annotated[
-    str, typer.Option(parser=precision_name, metavar="NAME", help=f"Of products of float32: {', '.join(PRECISIONS)}.")
+    str,
+    typer.Option(
+        parser=precision_name, metavar="NAME", help=f"Of products, or a 16-bit dtype: {', '.join(ALL_PRECISIONS)}."
+    ),
 ]
 DtypeName = Annotated[
     str, typer.Option(parser=dtype_name, metavar="NAME", help=f"Of images and filters: {', '.join(DTYPES)}.")

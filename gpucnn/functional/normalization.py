@@ -74,7 +74,7 @@ def batch_norm(
         saved = ops.batch_norm_statistics(data, eps, *moved)
     else:
         saved = ops.batch_norm_running(data, mean, variance, eps)
-    return BatchNorm(*saved, training or mean is None)(x, weight, bias)
+    return BatchNorm(saved[0], saved[1], training or mean is None)(x, weight, bias)
 
 
 def _data(value: Any) -> Any:
