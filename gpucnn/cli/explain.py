@@ -8,18 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-<<<<<<< HEAD
-from gpucnn import ops
-from gpucnn.cli import options
-from gpucnn.ops.cards import CARDS, Card, named
-from gpucnn.precision import precision as use_precision
-=======
-import gpucnn
 from gpucnn import dtypes, ops
 from gpucnn.cli import options
 from gpucnn.ops.cards import CARDS, Card, named
 from gpucnn.precision import PRECISIONS
->>>>>>> choice6
+from gpucnn.precision import precision as use_precision
 from gpucnn.train.rules import COUNT, Rule
 
 explain = typer.Typer(add_completion=False, rich_markup_mode=None, help="Say which algorithm is chosen, and why.")
@@ -93,15 +86,10 @@ def conv(
     options.check_output(json)
     shape = ops.conv_shape((n, c, h, w), (k, max(1, c // groups), r, s), stride, padding, dilation, groups)
     arguments = {"workspace_limit": workspace_limit, "algorithm": algorithm, "card": gpu}
-<<<<<<< HEAD
-    with use_precision(precision):
-        found = ops.explain(which, shape, device, options.dtype_of(dtype), **arguments)
-=======
     if precision not in PRECISIONS:
         dtype, precision = precision, "float32"
-    with gpucnn.precision(precision):
+    with use_precision(precision):
         found = ops.explain(which, shape, device, dtypes.resolve(dtype), **arguments)
->>>>>>> choice6
     request = {"pass": which, "shape": shape._asdict(), "device": device, "precision": precision, "dtype": dtype}
     options.write_json(json, request | _json(found, workspace_limit))
     console = Console()

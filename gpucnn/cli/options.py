@@ -13,11 +13,7 @@ import typer
 
 from gpucnn import device as devices
 from gpucnn import files, ops
-<<<<<<< HEAD
-from gpucnn.precision import ALL_PRECISIONS, PRECISIONS, checked
-=======
 from gpucnn.precision import ALL_PRECISIONS
->>>>>>> choice6
 from gpucnn.train import augmentation
 from gpucnn.train.config import RULES
 from gpucnn.train.rules import COUNT, Rule
