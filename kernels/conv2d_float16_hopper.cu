@@ -19,7 +19,6 @@
 
 CONV2D_IMAGES(float16, 128, 256, 4)
 CONV2D_IMAGES(float16, 128, 128, 6)
-CONV2D_WEIGHTS(float16, 128, 256, 4)
 CONV2D_WEIGHTS(float16, 128, 128, 6)
 
 #define CONV2D_PACK(source, Source, type)                                                                             \

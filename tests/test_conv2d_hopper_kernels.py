@@ -68,7 +68,7 @@ def run(
         read, other = images(x, kind, device), images(gy, kind, device)
         got = devices.empty(shape.weight, DTYPES[out or kind], read)
         assert conv_hopper.takes(operation, shape, read, other)
-        conv_hopper.backward_weight(read, other, got, shape, blocks, planes, tile)
+        conv_hopper.backward_weight(read, other, got, shape, blocks, planes)
     got = devices.to_numpy(got)
     assert_equal(got, want.astype(np.float32).astype(got.dtype))
     return got

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from check import assert_close, assert_equal, assert_same_bits
+from check import assert_close, assert_equal, assert_relative_l2, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_check import SCHEDULES, on
@@ -76,8 +76,8 @@ def integers(
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
 @pytest.mark.parametrize("kind", HALVES)
 def test_deep_products_and_tails(device, kind, layout):
-    """Every stage is used three times; the last step has a term, or eight, and tiles are cut off on all sides."""
-    integers((1, 136, 136, 13 * 64 + 8), kind, layout, "float32", "row", True, ("128x128", 1, 1), device=device)
+    """Stages are used twice, sums leave the tensor cores once; the last step has eight terms, and tiles are cut."""
+    integers((1, 136, 136, 17 * 64 + 8), kind, layout, "float32", "row", True, ("128x128", 1, 1), device=device)
     integers((1, 72, 264, 9 * 64 + 8), kind, layout, None, "column", False, ("128x256", 1, 1), device=device)
 
 
@@ -138,6 +138,13 @@ def test_errors_of_real_data(device, rng, kind):
     exact, sizes = (f(a.astype(np.float64)) @ f(b.astype(np.float64)) for f in (lambda x: x, np.abs))
     rounding = 2 * RELATIVE[kind] + RELATIVE[kind] ** 2 if kind == "float32" else 0.0
     assert_close(got, exact, (rounding + K / 8 * 2.0**-23) * sizes)
+
+
+def test_error_of_many_positive_terms(device, rng):
+    """As weights' gradients have; cut off all along, they would lose 5e-5."""
+    a, b = (abs(rng.standard_normal(size)).astype(ml_dtypes.bfloat16) for size in ((1, 8, 30_000), (1, 30_000, 8)))
+    got = product(device, a, b, "nt", "float32", form=("128x128", 1, 1))
+    assert_relative_l2(got, a.astype(np.float64) @ b.astype(np.float64), 5e-6)
 
 
 @pytest.mark.parametrize("mode", ["asan", "race"])

@@ -14,7 +14,7 @@ from gpucnn import device as devices
 from gpucnn.launch import architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
 from gpucnn.ops import gemm_hopper
-from gpucnn.ops.gemm_hopper import LINE_BYTES, TILES, HopperTile
+from gpucnn.ops.gemm_hopper import LINE_BYTES, TILES
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
@@ -87,13 +87,6 @@ def _walk(operation: str, shape: ConvShape, channels: int) -> tuple[Any, ...]:
     return shape.R * shape.S, shape.S, -(-channels // SLAB), *stride, *first, *shape.dilation, *divisors
 
 
-def _product(rows: int, columns: int, terms: int, splits: int, multiprocessors: int) -> tuple[HopperTile, int, int]:
-    """(tile, splits, terms of each split but the last)."""
-    tile, count = gemm_hopper.choose(rows, columns, terms, 1, multiprocessors, SLAB)
-    each = gemm_hopper.split_terms(terms, min(count, splits), SLAB)
-    return tile, -(-terms // each), each
-
-
 def forward(
     x: Any, weight: Any, bias: Any, residual: Any, y: Any, shape: ConvShape, relu: bool, multiprocessors: int,
     tile: str | None = None,
@@ -129,7 +122,7 @@ def _multiply(
     filters, taps, channels = packed.shape
     rows = out.size // filters
     terms = taps * -(-channels // SLAB) * SLAB
-    tile, _, _ = _product(rows, filters, terms, 1, multiprocessors)
+    tile, _ = gemm_hopper.choose(rows, filters, terms, 1, multiprocessors, SLAB, most_splits=1)
     tile = next(one for one in TILES if one.name == (form or tile.name))
     c = out.transpose(0, 2, 3, 1).reshape(1, rows, filters)
     addend = None if residual is None else residual.transpose(0, 2, 3, 1)
@@ -144,22 +137,21 @@ def _multiply(
            shared_bytes=tile.shared_bytes)  # fmt: skip
 
 
-def backward_weight(
-    x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = 64, tile: str | None = None
-) -> None:
+def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = 64) -> None:
     """gw (K,C,R,S), contiguous, overwritten, of the images' type or float32; at most so many planes of split sums."""
     taps, slabs, pixels = shape.R * shape.S, -(-shape.C // SLAB), shape.N * shape.P * shape.Q
     columns = taps * slabs * SLAB
-    chosen, splits, terms = _product(shape.K, columns, pixels, planes, multiprocessors)
-    chosen = next(one for one in TILES if one.name == (tile or chosen.name))
+    tile, splits = gemm_hopper.choose(shape.K, columns, pixels, 1, multiprocessors, SLAB, True, planes)
+    terms = gemm_hopper.split_terms(pixels, splits, SLAB)
+    splits = -(-pixels // terms)
     sums = devices.empty((splits, shape.K, columns), "float32", gw)
     gradients = gy.transpose(0, 2, 3, 1).reshape(1, pixels, shape.K)
     g_map = tensor_map.tiled(gradients, (SLAB, SLAB, 1), LINE_BYTES)
     x_map = _images("backward_weight", shape, x, SLAB)
     c_map = gemm_hopper.store_map(sums)
     product = shape.K, columns, pixels, splits, terms, 0, 0, 0, 0, 0, 0, columns, 0, shape.K * columns
-    tiles = -(-shape.K // chosen.M) * -(-columns // chosen.N) * splits
-    launch(f"conv2d_hopper_weights_{x.dtype.name}_{chosen.name}", min(tiles, multiprocessors), g_map, x_map, c_map,
-           product, _walk("backward_weight", shape, shape.C), tiles, shared_bytes=chosen.shared_bytes)  # fmt: skip
+    tiles = -(-shape.K // tile.M) * -(-columns // tile.N) * splits
+    launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", min(tiles, multiprocessors), g_map, x_map, c_map,
+           product, _walk("backward_weight", shape, shape.C), tiles, shared_bytes=tile.shared_bytes)  # fmt: skip
     sizes = splits, shape.C, slabs * SLAB, taps, math.prod(shape.weight)
     launch(f"conv2d_hopper_add_{x.dtype.name}_{gw.dtype.name}", grid_for(gw.size), sums, gw, *sizes)

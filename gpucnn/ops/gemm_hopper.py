@@ -46,10 +46,16 @@ class HopperTile(NamedTuple):
 TILES = (HopperTile(128, 256, 4, 1280), HopperTile(128, 128, 6, 700))
 
 
+# Of results in float32, and planes: their sums leave the tensor cores every 1024 terms, to as many registers again.
+FLOAT_TILES = TILES[1:]
+
+
 @cache
-def choose(M: int, N: int, K: int, B: int, multiprocessors: int, step: int) -> tuple[HopperTile, int]:
+def choose(
+    M: int, N: int, K: int, B: int, multiprocessors: int, step: int, in_float32: bool = False, most_splits: int = 64
+) -> tuple[HopperTile, int]:
     """(tile, splits) of B products of M×K and K×N, by the estimated clocks of the busiest multiprocessor."""
-    candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    candidates = (s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= most_splits)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
 
     def clocks(choice: tuple[HopperTile, int]) -> int:
@@ -60,7 +66,9 @@ def choose(M: int, N: int, K: int, B: int, multiprocessors: int, step: int) -> t
             result += LAUNCH_CLOCKS + SPLIT_BYTES * B * M * N * count // (multiprocessors * BYTES_PER_CLOCK)
         return result
 
-    return min(((tile, count) for tile in TILES for count in splits), key=lambda choice: (clocks(choice), choice[1]))
+    wide = () if in_float32 else TILES
+    choices = [(tile, 1) for tile in wide] + [(tile, count) for tile in FLOAT_TILES for count in splits]
+    return min(choices, key=lambda choice: (clocks(choice), choice[1]))
 
 
 def split_terms(K: int, splits: int, step: int) -> int:
@@ -134,7 +142,7 @@ def multiply(
     """
     (B, M, N), K = c.shape, a.shape[2]
     step, tf32 = LINE_BYTES // a.itemsize, a.dtype.name == "float32"
-    chosen, count = choose(M, N, K, B, multiprocessors, step)
+    chosen, count = choose(M, N, K, B, multiprocessors, step, c.dtype != a.dtype)
     tile = next(one for one in TILES if one.name == (form.tile or chosen.name))
     terms = split_terms(K, form.splits or count, step)
     splits = -(-K // terms)
