@@ -10,6 +10,7 @@ import pytest
 
 from gpucnn import device as devices
 from gpucnn.launch import SimulatorError, launch, simulator, sources
+from gpucnn.launch.tensor_map import tiled
 from tests.check import assert_equal
 from tests.kernel_check import SCHEDULES, assert_sound, on
 
@@ -19,6 +20,7 @@ KERNELS = Path(__file__).parent / "kernels" / "barriers.cu"
 @pytest.fixture(autouse=True, scope="module")
 def barriers() -> Iterator[None]:
     sources.register(KERNELS)
+    sources.register(KERNELS.with_name("proxies.cu"))
     yield
 
 
@@ -155,7 +157,8 @@ def test_faults_of_a_cluster(schedule):
 
 
 def test_block_that_ends_early():
-    with simulator.configured(order="random", seed=3), pytest.raises(SimulatorError, match="nothing has waited|has ended"):
+    found = "nothing has waited|has ended"
+    with simulator.configured(order="random", seed=3), pytest.raises(SimulatorError, match=found):
         ping("ends_early")
 
 
@@ -186,3 +189,52 @@ def test_golden_script(arrivals):
     launch("golden_mbarrier", 1, y, arrivals, steps)
     phase = np.arange(steps) // arrivals
     assert_equal(devices.to_numpy(y), np.stack([phase % 2 == 1, phase % 2 == 0], 1).astype(np.int32))
+
+
+# By the numbers of proxies.cu's enum Fault.
+PROXY_FAULTS = {
+    1: "a missing fence.proxy.async: thread .* read shared byte .*, which a copy of a box overwrites",
+    2: "a missing fence.proxy.async: thread .* read shared byte .*, which a copy of a box overwrites",
+    3: "which thread 0 writes with no barrier|without having waited for its barrier|a wait for phase",
+}
+
+
+def reload(fault: int = 0, steps: int = 5) -> np.ndarray:
+    x = devices.move(np.arange(steps * 16 * 32, dtype=np.float32).reshape(-1, 32), "sim")
+    y = devices.empty_like(x)
+    launch("proxies_reload", 1, tiled(x, (32, 16)), y, steps, fault, shared_bytes=2064)
+    assert_equal(devices.to_numpy(y), devices.to_numpy(x))
+    return y
+
+
+def multicast(fault: int = 0, steps: int = 5) -> np.ndarray:
+    x = devices.move(np.arange(steps * 16 * 32, dtype=np.float32).reshape(-1, 32), "sim")
+    y = devices.empty((4, steps * 16, 32), np.float32, x)
+    launch("proxies_multicast", 4, tiled(x, (32, 16)), y, steps, fault, shared_bytes=2064)
+    assert_equal(devices.to_numpy(y), np.broadcast_to(devices.to_numpy(x), y.shape))
+    return y
+
+
+def test_boxes_one_after_the_other():
+    assert_sound(reload, "sim")
+
+
+@pytest.mark.parametrize("fault", PROXY_FAULTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_reads_before_a_load(fault, schedule):
+    with simulator.configured(mode="race", **schedule), pytest.raises(SimulatorError, match=PROXY_FAULTS[fault]):
+        reload(fault)
+
+
+def test_multicast():
+    assert_sound(multicast, "sim")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_faults_of_a_multicast(schedule):
+    with simulator.configured(mode="race", **schedule):
+        with pytest.raises(SimulatorError, match="a missing fence.proxy.async"):
+            multicast(1)
+        with pytest.raises(SimulatorError) as caught:
+            multicast(4)
+    assert caught.value.kind in ("race", "mbarrier")

@@ -257,8 +257,8 @@ FAULTS = [
     ("other_shape", "fast", "another shape on the same registers"),
     ("a_changed_before_wait", "fast", "the registers of a were changed before the wait"),
     ("a_changed_without_fence", "fast", "changed after the last wgmma_fence"),
-    ("overwritten_before_wait", "race", "a wgmma that is under way reads"),
-    ("released_by_one_warp", "race", "a wgmma that is under way reads|no barrier between"),
+    ("overwritten_before_wait", "race", "that is under way reads"),
+    ("released_by_one_warp", "race", "that is under way reads|no barrier between"),
     ("outside_shared", "fast", "an address is not in shared memory"),
 ]
 

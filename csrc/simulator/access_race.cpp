@@ -168,7 +168,7 @@ void check_units(const Cell& cell, bool writes, Where where, const void* code) {
     if (cell.copying == block.number)
         fail_at("race", "a cp.async to " + name_of(where) + " is under way: wait for it, then for the other threads", code);
     if (writes && cell.unit_block == block.number && cell.unit_reads)
-        fail_at("race", "a write to " + name_of(where) + ", which a wgmma that is under way reads, or a store of a box: wait for it", code);
+        fail_at("race", "a write to " + name_of(where) + ", which a product or store that is under way reads: wait for it", code);
 }
 
 void visit(Cell& cell, bool writes, Where where, const void* code) {
@@ -260,11 +260,12 @@ int column(int barrier) { return block.rank * BARRIERS_MAX + barrier; }
 }  // namespace
 
 void order_initialisation(int barrier) { initialisers[column(barrier)] = current_accessor(); }
-void order_use(int barrier) {
+void order_use(int barrier, const void* code) {
     const Accessor& before = initialisers[column(barrier)];
     if (!concurrent(before, current_accessor())) return;
-    fail("race", (slot_name(before.thread) + " initialised a barrier, which " + slot_name(block.current->slot) +
-                  " uses with no barrier of the block between").c_str(), block.current->place);
+    const std::string message = slot_name(before.thread) + " initialised a barrier, which " + slot_name(block.current->slot) +
+                                " uses with no barrier of the block between";
+    fail_at("race", message, code);
 }
 void order_arrival(int barrier) { clocks.arrive(block.current->slot, column(barrier)); }
 void order_completion(int barrier) { clocks.complete(column(barrier), barrier_phase(barrier) + 1); }

@@ -31,7 +31,7 @@ struct Mbarrier {
 struct NamedBarrier {
     int threads = 0;
     std::vector<int> waiting;
-    Place place{};
+    const void* code = nullptr;
 };
 
 std::vector<Mbarrier> barriers;
@@ -48,14 +48,23 @@ struct Parked {
 };
 Parked parked[CLUSTER_MAX];  // of the blocks of the cluster that do not run now
 
-Mbarrier& find(const void* address, const char* operation, Place place) {
+const void* code;  // where the kernel called what runs now
+
+[[noreturn]] void refuse(const char* kind, const std::string& message) { fail_at(kind, message, code); }
+
+Mbarrier& find(const void* address, const char* operation) {
     const int index = barrier_index(address);
     if (index < 0) {
         const std::string message = std::string(operation) + " on a barrier that nothing has initialised";
-        fail("mbarrier", message.c_str(), place);
+        refuse("mbarrier", message);
     }
-    if (block.current) order_use(index);
     return barriers[index];
+}
+
+Mbarrier& find_for_thread(const void* address, const char* operation) {
+    Mbarrier& barrier = find(address, operation);
+    order_use(&barrier - barriers.data(), code);
+    return barrier;
 }
 
 std::string name_of(const Mbarrier& barrier) {
@@ -79,11 +88,11 @@ void complete_if_done(Mbarrier& barrier) {
     wake(State::AT_MBARRIER, &barrier);
 }
 
-void add_bytes(Mbarrier& barrier, int bytes, Place place) {
+void add_bytes(Mbarrier& barrier, int bytes) {
     barrier.bytes += bytes;
     if (barrier.bytes > COUNT_MAX || barrier.bytes < -COUNT_MAX) {
         const std::string message = name_of(barrier) + " owes " + std::to_string(barrier.bytes) + " bytes; at most 2^20 - 1 fit";
-        fail("mbarrier", message.c_str(), place);
+        refuse("mbarrier", message);
     }
 }
 
@@ -141,11 +150,11 @@ void end_barrier_thread() {
     for (const Mbarrier& each : barriers) {
         if (block.alive || !each.address || !each.bytes) continue;
         const std::string message = "the block ends, and " + name_of(each) + " waits for " + std::to_string(each.bytes) + " bytes";
-        fail("mbarrier", message.c_str(), {nullptr, 0});
+        refuse("mbarrier", message);
     }
     for (const NamedBarrier& each : named)
         if (!each.waiting.empty() && static_cast<int>(each.waiting.size()) + block.alive < each.threads)
-            fail("named barrier", "too few threads are left for it", each.place);
+            fail_at("named barrier", "too few threads are left for it", each.code);
 }
 
 std::string describe_wait(int number) {
@@ -174,13 +183,14 @@ bool is_barrier(const char* address, size_t bytes) {
     return false;
 }
 
-void barrier_init(void* address, int arrivals, Place place) {
+void barrier_init(void* address, int arrivals, Place) {
+    code = __builtin_return_address(0);
     const char* const own = static_cast<const char*>(address);
     if (own < block.shared || own >= block.shared + ARENA_BYTES || (own - block.shared) % sizeof(uint64_t))
-        fail("mbarrier", "a barrier must be in shared memory, at a multiple of 8", place);
-    if (barrier_index(own) >= 0) fail("mbarrier", "the barrier was initialised before", place);
-    if (arrivals < 1 || arrivals > COUNT_MAX) fail("mbarrier", "a phase needs from 1 to 2^20 - 1 arrivals", place);
-    if (barriers.size() == BARRIERS_MAX) fail("mbarrier", "the simulator has room for 256 barriers a block", place);
+        refuse("mbarrier", "a barrier must be in shared memory, at a multiple of 8");
+    if (barrier_index(own) >= 0) refuse("mbarrier", "the barrier was initialised before");
+    if (arrivals < 1 || arrivals > COUNT_MAX) refuse("mbarrier", "a phase needs from 1 to 2^20 - 1 arrivals");
+    if (barriers.size() == BARRIERS_MAX) refuse("mbarrier", "the simulator has room for 256 barriers a block");
     barriers.push_back({own, arrivals, arrivals, 0, 0, true, block.current->slot, false});
     order_initialisation(barriers.size() - 1);
 }
@@ -189,32 +199,45 @@ void barrier_init_fence() {
     for (Mbarrier& each : barriers) each.fenced |= each.initialiser == block.current->slot;
 }
 
-void barrier_invalidate(void* address, Place place) { find(address, "an end", place).address = nullptr; }
+void barrier_invalidate(void* address, Place) {
+    code = __builtin_return_address(0);
+    find_for_thread(address, "an end").address = nullptr;
+}
 
-void barrier_arrive(void* address, int bytes, Place place) {
-    Mbarrier& barrier = find(address, "an arrival", place);
+namespace {
+
+void arrive(void* address, int bytes) {
+    Mbarrier& barrier = find_for_thread(address, "an arrival");
     if (!barrier.seen) {
         const std::string message = "phase " + std::to_string(barrier.phase - 1) + " of " + name_of(barrier) +
                                     " has completed, nothing has waited for it, and something arrives in the next";
-        fail("mbarrier", message.c_str(), place);
+        refuse("mbarrier", message);
     }
-    if (bytes < 0 || bytes > COUNT_MAX) fail("mbarrier", "a phase expects from 0 to 2^20 - 1 bytes", place);
-    add_bytes(barrier, bytes, place);
+    if (bytes < 0 || bytes > COUNT_MAX) refuse("mbarrier", "a phase expects from 0 to 2^20 - 1 bytes");
+    add_bytes(barrier, bytes);
     order_arrival(&barrier - barriers.data());
     --barrier.pending;
     complete_if_done(barrier);
 }
 
+}  // namespace
+
+void barrier_arrive(void* address, int bytes, Place) {
+    code = __builtin_return_address(0);
+    arrive(address, bytes);
+}
+
 void complete_bytes(void* address, int bytes) {
-    Mbarrier& barrier = find(address, "a copy's bytes arrive", {nullptr, 0});
+    code = nullptr;
+    Mbarrier& barrier = find(address, "a copy's bytes arrive");
     if (!barrier.fenced) {
         const std::string message = "a copy counts bytes at " + name_of(barrier) +
                                     ": a missing barrier_init_fence by the thread that initialised it";
-        fail("mbarrier", message.c_str(), {nullptr, 0});
+        refuse("mbarrier", message);
     }
-    add_bytes(barrier, -bytes, {nullptr, 0});
+    add_bytes(barrier, -bytes);
     if (barrier.pending == 0 && barrier.bytes < 0)
-        fail("mbarrier", "a copy brings more bytes than its phase expects", {nullptr, 0});
+        refuse("mbarrier", "a copy brings more bytes than its phase expects");
     complete_if_done(barrier);
 }
 
@@ -229,9 +252,10 @@ void see(Mbarrier& barrier) {
 
 }  // namespace
 
-bool barrier_test(void* address, int parity, Place place) {
-    Mbarrier& barrier = find(address, "a wait", place);
-    if (parity != 0 && parity != 1) fail("mbarrier", "a parity is 0 or 1", place);
+bool barrier_test(void* address, int parity, Place) {
+    code = __builtin_return_address(0);
+    Mbarrier& barrier = find_for_thread(address, "a wait");
+    if (parity != 0 && parity != 1) refuse("mbarrier", "a parity is 0 or 1");
     if (has_completed(barrier, parity)) {
         see(barrier);
         return true;
@@ -240,38 +264,41 @@ bool barrier_test(void* address, int parity, Place place) {
     return false;
 }
 
-void barrier_wait(void* address, int parity, Place place) {
-    Mbarrier* barrier = &find(address, "a wait", place);
-    if (parity != 0 && parity != 1) fail("mbarrier", "a parity is 0 or 1", place);
+void barrier_wait(void* address, int parity, Place) {
+    code = __builtin_return_address(0);
+    Mbarrier* barrier = &find_for_thread(address, "a wait");
+    if (parity != 0 && parity != 1) refuse("mbarrier", "a parity is 0 or 1");
     if (has_completed(*barrier, parity)) return see(*barrier);
     Thread& me = *block.current;
     const uint32_t awaited = barrier->phase;
     me.argument = address;
-    me.place = place;
+    me.code = code;
     block.states[me.number] = State::AT_MBARRIER;
     yield_thread();
-    barrier = &find(address, "a wait", place);
+    code = me.code;
+    barrier = &find_for_thread(address, "a wait");
     if (barrier->phase > awaited + 1) {
         const std::string message = "a wait for phase " + std::to_string(awaited) + " of " + name_of(*barrier) + ", which is in phase " +
                                     std::to_string(barrier->phase) + ": only the phase before may be asked for";
-        fail("mbarrier", message.c_str(), place);
+        refuse("mbarrier", message);
     }
     see(*barrier);
 }
 
-void named_barrier_wait(int number, int threads, Place place) {
-    if (number < 1 || number >= NAMED) fail("named barrier", "its number must be from 1 to 15", place);
+void named_barrier_wait(int number, int threads, Place) {
+    code = __builtin_return_address(0);
+    if (number < 1 || number >= NAMED) refuse("named barrier", "its number must be from 1 to 15");
     if (threads < 32 || threads % 32 || threads > block.thread_count)
-        fail("named barrier", "it is for whole warps, and no more threads than the block has", place);
+        refuse("named barrier", "it is for whole warps, and no more threads than the block has");
     NamedBarrier& barrier = named[number];
     if (!barrier.waiting.empty() && barrier.threads != threads)
-        fail("named barrier", "those who wait at it count other numbers of threads", place);
+        refuse("named barrier", "those who wait at it count other numbers of threads");
     Thread& me = *block.current;
     barrier.threads = threads;
-    barrier.place = place;
+    barrier.code = code;
     barrier.waiting.push_back(me.number);
     if (static_cast<int>(barrier.waiting.size()) < threads) {
-        me.place = place;
+        me.code = code;
         block.states[me.number] = State::AT_NAMED_BARRIER;
         return yield_thread();
     }
@@ -291,21 +318,23 @@ void fence_async() {
 
 int cluster_rank() { return block.rank; }
 
-void cluster_wait(Place place) {
+void cluster_wait(Place) {
+    code = __builtin_return_address(0);
     if (++cluster_waiting == alive_in_cluster()) return open_cluster_barrier();
     Thread& me = *block.current;
-    me.place = place;
+    me.code = code;
     block.states[me.number] = State::AT_CLUSTER_BARRIER;
     yield_thread();
 }
 
-void barrier_arrive_cluster(void* barrier, int rank, Place place) {
-    require_block(rank, __builtin_return_address(0));
+void barrier_arrive_cluster(void* barrier, int rank, Place) {
+    code = __builtin_return_address(0);
+    require_block(rank, code);
     void* const remote = cluster_address(barrier, rank);
     in_block(rank, [&] {
-        if (!find(remote, "an arrival from another block", place).fenced)
-            fail("mbarrier", "an arrival from another block: a missing barrier_init_fence by the thread that initialised it", place);
-        barrier_arrive(remote, 0, place);
+        if (!find(remote, "an arrival from another block").fenced)
+            refuse("mbarrier", "an arrival from another block: a missing barrier_init_fence by the thread that initialised it");
+        arrive(remote, 0);
     });
 }
 
@@ -343,6 +372,7 @@ void change_registers(void* const* lanes, uint32_t) {
 }  // namespace
 
 void set_registers(int count, bool takes, Place place) {
+    const void* const wanted = __builtin_return_address(0);
     for (;;) {
         Registers own{count, takes, place, false};
         warp_operation(~0u, &own, change_registers, place);
@@ -350,7 +380,7 @@ void set_registers(int count, bool takes, Place place) {
         const Thread& me = *block.current;
         while (count - warp_registers[me.warp] > free_registers) {  // they may have become free since
             block.states[me.number] = State::FOR_REGISTERS;
-            block.current->place = place;
+            block.current->code = wanted;
             yield_thread();
         }
     }

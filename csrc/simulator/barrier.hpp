@@ -20,7 +20,7 @@ void complete_bytes(void* barrier, int bytes);
 
 // What the checks of accesses learn of the order of threads; modes that do not check it do nothing (unordered.hpp).
 void order_initialisation(int barrier);  // by the current thread
-void order_use(int barrier);             // which fails unless its initialisation comes before
+void order_use(int barrier, const void* code);  // which fails unless its initialisation comes before
 // What the current thread did before comes before what is done by those who wait for the phase under way of the barrier.
 void order_arrival(int barrier);
 void order_completion(int barrier);  // of the phase under way

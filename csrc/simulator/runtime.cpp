@@ -45,24 +45,32 @@ State& my_state() { return block.states[block.current->number]; }
     __builtin_unreachable();
 }
 
-std::string name_of_wait(int number) {
-    const State state = block.states[number];
-    if (state == State::AT_BARRIER) return "at a barrier";
-    return state == State::IN_WARP_OPERATION ? "in a warp operation" : describe_wait(number);
+std::string address_text(const void* code) {
+    char text[32];
+    snprintf(text, sizeof text, "@%p", code);
+    return text;
 }
 
+std::string name_of_wait(int number) {
+    const State state = block.states[number];
+    const Thread& thread = block.threads[number];
+    if (state == State::AT_BARRIER) return "at a barrier, line " + std::to_string(block.barrier.line);
+    if (state == State::IN_WARP_OPERATION) return "in a warp operation, line " + std::to_string(thread.place.line);
+    return describe_wait(number) + ", " + address_text(thread.code);
+}
+
+// Of the threads that wait, the first of each kind.
 [[noreturn]] void fail_deadlock() {
+    std::vector<std::string> waits;
     std::string message = "no thread can go on:";
-    int shown = 0;
     for (int rank = 0; rank < cluster_size(); ++rank)
         in_block(rank, [&] {
-            for (int i = 0; i < block.thread_count && shown < 4; ++i) {
-                const State state = block.states[i];
-                if (state == State::DONE) continue;
-                const Place place = state == State::AT_BARRIER ? block.barrier : block.threads[i].place;
-                message += " " + thread_name(i) + (cluster_size() > 1 ? " of block " + std::to_string(rank) : "") + " waits " +
-                           name_of_wait(i) + ", line " + std::to_string(place.line) + ";";
-                ++shown;
+            for (int i = 0; i < block.thread_count; ++i) {
+                if (block.states[i] == State::DONE) continue;
+                const std::string of_block = cluster_size() > 1 ? " of block " + std::to_string(rank) : "", wait = name_of_wait(i);
+                if (std::count(waits.begin(), waits.end(), of_block + wait) || waits.size() >= 4) continue;
+                waits.push_back(of_block + wait);
+                message += " " + thread_name(i) + of_block + " waits " + wait + ";";
             }
         });
     fail("deadlock", message.c_str(), {nullptr, 0});
@@ -332,9 +340,8 @@ void fail(const char* kind, const char* message, Place place) {
 }
 
 void fail_at(const char* kind, const std::string& message, const void* code) {
-    char text[32];
-    snprintf(text, sizeof text, "@%p", code);
-    fail(kind, message.c_str(), {text, 0});
+    const std::string text = address_text(code);
+    fail(kind, message.c_str(), {code ? text.c_str() : nullptr, 0});
 }
 
 void* shared_memory(const void* key, size_t bytes, size_t alignment) {

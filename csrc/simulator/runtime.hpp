@@ -22,7 +22,8 @@ struct Thread {
     char* stack = nullptr;
     int number, lane, warp;    // number: position in the block
     int slot;                  // position in the cluster, of all threads of all its blocks
-    Place place;               // where it waits, but at a barrier of the block
+    Place place;               // where it waits in a warp operation
+    const void* code;          // where it waits at a barrier of barrier.cpp
     void* argument;            // of the warp operation it waits in, or its mbarrier
     int copy_groups;           // committed cp.async groups
     std::vector<AsyncCopy> copies;

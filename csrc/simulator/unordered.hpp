@@ -5,7 +5,7 @@
 namespace simulator {
 
 void order_initialisation(int) {}
-void order_use(int) {}
+void order_use(int, const void*) {}
 void order_arrival(int) {}
 void order_completion(int) {}
 void order_wait(int, uint32_t) {}

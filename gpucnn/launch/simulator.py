@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -237,6 +238,7 @@ def _error(entry: Entry, arguments: list[Any], module: Any, text: str) -> Simula
     names = [name for _, name, _ in _arrays(entry, arguments)]
     for position in reversed(range(len(names))):
         message = message.replace(f"argument {position}", f"argument {names[position]}")
+    message = re.sub("@0x[0-9a-f]+", lambda match: _place(f"{match[0]}:0", module), message)
     return SimulatorError(kind, entry.name, message, _place(place[0], module) if place else None)
 
 
