@@ -59,17 +59,17 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     **{f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG") for name in ("gemm_nn", "gemm_nt", "gemm_tn")},
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
     **{
-        f"conv2d_{operation}_{form}": ("LDGSTS.E.BYPASS.128", "LDSM", "HMMA", "STG.E.128")
+        f"conv2d_{operation}_{form}": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.128")
         for operation in ("forward", "backward_input")
         for form in ("units", "values")
     },
     **{
         f"gemm_{layout}_{form}{type_}": (*copies, "LDSM", "HMMA", "STG.E.128")
         for layout in ("nn", "nt", "tn")
-        for form, copies in (("", ("LDGSTS.E.BYPASS.128",)), ("values_", ()))
+        for form, copies in (("", ("LDGSTS.E.128",)), ("values_", ()))
         for type_ in ("bfloat16", "float16")
     },
-    "conv2d_backward_weight_units": ("LDGSTS.E.BYPASS.128", "LDSM", "HMMA", "STG.E.64"),
+    "conv2d_backward_weight_units": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.64"),
     "conv2d_backward_weight_values": ("LDSM", "HMMA", "STG.E.64"),
     "winograd4_output": ("STG.E.128",),
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),

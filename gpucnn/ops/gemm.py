@@ -154,13 +154,11 @@ def _require_types(operation: str, operands: dict[str, Any], bias: Any, results:
     first_name, first = next(iter(operands.items()))
     if not any(map(is_half, operands.values())):
         return require_float(operation, **operands, **results, bias=bias)
-    c = next(iter(results.values()), None)
-    allowed: dict[str, tuple[Any, tuple[str, ...]]] = {
-        **{name: (array, (first.dtype.name,)) for name, array in operands.items()},
-        **{name: (array, (first.dtype.name, "float32") if array is c else (c.dtype.name,))
-           for name, array in results.items()},
-        "bias": (bias, ("float32",)),
-    }  # fmt: skip
+    allowed: dict[str, tuple[Any, tuple[str, ...]]] = {"bias": (bias, ("float32",))}
+    allowed |= {name: (array, (first.dtype.name,)) for name, array in operands.items()}
+    allowed |= {name: (array, (first.dtype.name, "float32")) for name, array in results.items()}
+    if "residual" in results:
+        allowed["residual"] = results["residual"], (results["c"].dtype.name,)
     for name, (array, dtypes) in allowed.items():
         if array is None:
             continue
