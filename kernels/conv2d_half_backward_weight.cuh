@@ -77,7 +77,7 @@ struct PixelRows {
     static constexpr int UNITS = Tile::TILE_M / UNIT, PASSES = Tile::TERMS / 16, COLUMNS = 1;
     static_assert(Tile::TILE_M == Tile::TILE_N && Tile::THREADS / UNITS == 16, "16 pixels at a time");
     const HalfImages& images;
-    const T *x, *gy;  // of the block's group; gy at the thread's filters
+    const T *x, *gy;  // of the block's group, at the thread's column and filters
     int end;          // of the block's pixels
     bool exists;      // the thread's filters
     HalfColumn column;
@@ -90,6 +90,7 @@ struct PixelRows {
         exists = filter + unit < filters;
         gy += filter + unit;
         column = images.column(first_column + unit);
+        x += column.offset;
         at.start(begin + threadIdx.x / UNITS, images);
     }
     __device__ __forceinline__ void fetch(T* stage) {
@@ -99,7 +100,7 @@ struct PixelRows {
             T* to = stage + term_place<Tile::TILE_M>(term, chunk) + pass * 16 * Tile::TILE_M;
             const bool pixel = at.number < end;
             copy_unit(to, gy + at.gy(images), pixel && exists);
-            copy_unit(to + Tile::RIGHT, x + (at.x(images) + column.offset), pixel && at.is_inside(images, column));
+            copy_unit(to + Tile::RIGHT, x + at.x(images), pixel && at.is_inside(images, column));
             at.advance(images);
         }
     }
@@ -197,8 +198,12 @@ struct HalfWeightGradient {
                 if (filter >= at.filters || column >= at.width) continue;
                 const float *pair = sums.values[i / 2][n] + i % 2 * 2;
                 if (at.width % 2 == 0) {
-                    const float2 before = add ? load2(row + column) : make_float2(0.0f, 0.0f);
-                    store2(row + column, make_float2(before.x + pair[0], before.y + pair[1]));
+                    float2 sum = make_float2(pair[0], pair[1]);
+                    if (add) {
+                        const float2 before = load2(row + column);
+                        sum.x += before.x, sum.y += before.y;
+                    }
+                    store2(row + column, sum);
                 } else {
                     row[column] = (add ? row[column] : 0.0f) + pair[0];
                     if (column + 1 < at.width) row[column + 1] = (add ? row[column + 1] : 0.0f) + pair[1];
