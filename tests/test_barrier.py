@@ -157,7 +157,8 @@ def test_faults_of_a_cluster(schedule):
 
 
 def test_block_that_ends_early():
-    with simulator.configured(order="random", seed=3), pytest.raises(SimulatorError, match="nothing has waited|has ended"):
+    found = "nothing has waited|has ended"
+    with simulator.configured(order="random", seed=3), pytest.raises(SimulatorError, match=found):
         ping("ends_early")
 
 

@@ -58,8 +58,13 @@ Mbarrier& find(const void* address, const char* operation) {
         const std::string message = std::string(operation) + " on a barrier that nothing has initialised";
         refuse("mbarrier", message);
     }
-    if (block.current) order_use(index, code);
     return barriers[index];
+}
+
+Mbarrier& find_for_thread(const void* address, const char* operation) {
+    Mbarrier& barrier = find(address, operation);
+    order_use(&barrier - barriers.data(), code);
+    return barrier;
 }
 
 std::string name_of(const Mbarrier& barrier) {
@@ -196,13 +201,13 @@ void barrier_init_fence() {
 
 void barrier_invalidate(void* address, Place) {
     code = __builtin_return_address(0);
-    find(address, "an end").address = nullptr;
+    find_for_thread(address, "an end").address = nullptr;
 }
 
 namespace {
 
 void arrive(void* address, int bytes) {
-    Mbarrier& barrier = find(address, "an arrival");
+    Mbarrier& barrier = find_for_thread(address, "an arrival");
     if (!barrier.seen) {
         const std::string message = "phase " + std::to_string(barrier.phase - 1) + " of " + name_of(barrier) +
                                     " has completed, nothing has waited for it, and something arrives in the next";
@@ -249,7 +254,7 @@ void see(Mbarrier& barrier) {
 
 bool barrier_test(void* address, int parity, Place) {
     code = __builtin_return_address(0);
-    Mbarrier& barrier = find(address, "a wait");
+    Mbarrier& barrier = find_for_thread(address, "a wait");
     if (parity != 0 && parity != 1) refuse("mbarrier", "a parity is 0 or 1");
     if (has_completed(barrier, parity)) {
         see(barrier);
@@ -261,7 +266,7 @@ bool barrier_test(void* address, int parity, Place) {
 
 void barrier_wait(void* address, int parity, Place) {
     code = __builtin_return_address(0);
-    Mbarrier* barrier = &find(address, "a wait");
+    Mbarrier* barrier = &find_for_thread(address, "a wait");
     if (parity != 0 && parity != 1) refuse("mbarrier", "a parity is 0 or 1");
     if (has_completed(*barrier, parity)) return see(*barrier);
     Thread& me = *block.current;
@@ -271,7 +276,7 @@ void barrier_wait(void* address, int parity, Place) {
     block.states[me.number] = State::AT_MBARRIER;
     yield_thread();
     code = me.code;
-    barrier = &find(address, "a wait");
+    barrier = &find_for_thread(address, "a wait");
     if (barrier->phase > awaited + 1) {
         const std::string message = "a wait for phase " + std::to_string(awaited) + " of " + name_of(*barrier) + ", which is in phase " +
                                     std::to_string(barrier->phase) + ": only the phase before may be asked for";

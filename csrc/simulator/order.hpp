@@ -21,12 +21,12 @@ public:
     void start(int threads, int blocks) {
         first_barrier = threads;
         columns = threads + blocks * BARRIERS_MAX;
-        known.assign(threads, Times(columns, 0));
+        active = uses_barriers;
+        known.assign(active ? threads : 0, Times(columns, 0));
         times.assign(threads, 1);
-        fences.assign(threads, {});
+        fences.assign(active ? threads : 0, {});
         releases.clear();
         learnt.assign((threads + 31) / 32, 0);
-        active = uses_barriers;
     }
 
     bool knows(int thread, int other, uint32_t time) const { return known[thread][other] >= time; }

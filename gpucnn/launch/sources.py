@@ -2,7 +2,7 @@
 
 An entry point is `KERNEL(threads, blocks) name(parameters)`, or `CLUSTER_KERNEL(threads, blocks, cluster) name(…)`.
 Where a macro stamps several from a template, its `#define` holds that line, with names pasted by ## from the macro's
-parameters, and each use of the macro at the start of a line is an entry point. So every kernel is declared in one place.
+parameters, and each use of the macro at the start of a line is an entry point: every kernel is declared in one place.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ __device__ __forceinline__ void ping(float* y, int rounds) {
         cluster_wait();
     sum[threadIdx.x] = 0.0f;
     for (int i = 0; i < rounds; ++i) {
-        if (FAULT != ENDS_EARLY) cluster_wait();  // all have waited for the round before
+        if (FAULT != ENDS_EARLY && (FAULT != NO_CLUSTER_WAIT || i > 0)) cluster_wait();  // all have waited for the round before
         if (threadIdx.x == 0 && (FAULT != ENDS_EARLY || cluster_rank() == 0)) barrier_arrive_cluster(&barriers[0], other);
         if (FAULT != ENDS_EARLY) barrier_wait(&barriers[0], i & 1);
         sum[threadIdx.x] += static_cast<float>(i + cluster_rank());
