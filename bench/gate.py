@@ -56,11 +56,11 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for form in ("tf32", "float32_tensor")
     },
     **{
-        f"conv2d_{operation}_{form}": ("LDGSTS.E.BYPASS.128", "LDSM", "HMMA", "STG.E.128")
+        f"conv2d_{operation}_{form}": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.128")
         for operation in ("forward", "backward_input")
         for form in ("units", "values")
     },
-    "conv2d_backward_weight_units": ("LDGSTS.E.BYPASS.128", "LDSM", "HMMA", "STG.E.64"),
+    "conv2d_backward_weight_units": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.64"),
     "conv2d_backward_weight_values": ("LDSM", "HMMA", "STG.E.64"),
     "winograd4_output": ("STG.E.128",),
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),
