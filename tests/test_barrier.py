@@ -195,7 +195,7 @@ def test_golden_script(arrivals):
 PROXY_FAULTS = {
     1: "a missing fence.proxy.async: thread .* read shared byte .*, which a copy of a box overwrites",
     2: "a missing fence.proxy.async: thread .* read shared byte .*, which a copy of a box overwrites",
-    3: "read shared byte .*, which thread 0 writes with no barrier between|without having waited for its barrier",
+    3: "which thread 0 writes with no barrier|without having waited for its barrier|a wait for phase",
 }
 
 

@@ -387,7 +387,7 @@ PLANTED = {
     "writes early": (
         8,
         {"mode": "race"},
-        "race: a write to shared byte 8192, which a wgmma that is under way reads, or a store",
+        "race: a write to shared byte 8192, which .* that is under way reads",
     ),
     "wrong place": (10, {}, "TMA: the box is at shared offset 128; with a swizzle of 128 bytes"),
     "no wait for loads": (11, LATE, "TMA: the block ends while a load into its shared memory is under way"),
