@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Files and folders of the package; a file may import lower ranks, and others of its own folder.
 RANKS = {
     "_C": -1, "kernels": -1, "simulator_runtime": -1, "device": 0, "random": 0, "threads": 0, "files": 0, "version": 0,
-    "precision": 0, "dtypes": 0,
+    "precision": 0, "dtypes": -1,
     "tensorfile": 1, "launch": 1,
     "ops": 2, "tensor": 2, "data": 2,
     "functional": 3,
