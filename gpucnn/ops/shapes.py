@@ -40,7 +40,8 @@ def require_float(operation: str, *, halves: bool = False, **arrays: Any) -> Non
     Kernels compute in float32; the CPU in float32 and float64.
     - halves: whether 16-bit dtypes are taken, too
     """
-    first_name, first = next(((name, array) for name, array in arrays.items() if array is not None), ("", None))
+    given = [(name, array) for name, array in arrays.items() if array is not None]
+    first_name, first = given[0] if given else ("", np.empty(0))
     for name, array in arrays.items():
         if array is None:
             continue

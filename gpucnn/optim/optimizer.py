@@ -221,7 +221,7 @@ def kept(states: list[dict[str, np.ndarray]], name: str) -> list[np.ndarray] | N
     return [state[name] for state in states] if name in states[0] else None
 
 
-def require(optimizer: Optimizer, **arguments: tuple[Any, bool, str]) -> None:
+def require(optimizer: Any, **arguments: tuple[Any, bool, str]) -> None:
     """Raise ValueError naming the first argument whose rule does not hold; name=(value, holds, rule)."""
     for name, (value, holds, rule) in arguments.items():
         if not holds:
