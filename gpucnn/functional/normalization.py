@@ -71,10 +71,10 @@ def batch_norm(
     _check_batch_norm(data, mean, variance, _data(weight), _data(bias), training)
     if training or mean is None:
         moved = (mean, variance, momentum) if training else ()
-        saved = ops.batch_norm_statistics(data, eps, *moved)
-    else:
-        saved = ops.batch_norm_running(data, mean, variance, eps)
-    return BatchNorm(saved[0], saved[1], training or mean is None)(x, weight, bias)
+        mean, inverse_std = ops.batch_norm_statistics(data, eps, *moved)
+        return BatchNorm(mean, inverse_std, training=True)(x, weight, bias)
+    mean, inverse_std = ops.batch_norm_running(data, mean, variance, eps)
+    return BatchNorm(mean, inverse_std, training=False)(x, weight, bias)
 
 
 def _data(value: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from gpucnn import ops
+from gpucnn.functional import arithmetic
 from gpucnn.optim.optimizer import Optimizer, require
 from gpucnn.tensor import Tensor
 
@@ -45,7 +46,8 @@ class GradScaler:
 
     def scale(self, loss: Any) -> Any:
         """The loss times the scale."""
-        return loss * self.factor
+        scaled: Tensor = arithmetic.multiply(loss, self.factor)
+        return scaled
 
     def unscale(self, optimizer: Optimizer) -> bool:
         """Divide the gradients of the optimiser's parameters by the scale; return whether all are finite.
