@@ -44,8 +44,8 @@ GENERAL = (
     Mutant(
         "read_past_the_end",  # of numbers that are not used
         "dropout.cu",
-        "values[k] = first + k < count ? x[first + k] : 0.0f;",
-        "values[k] = x[first + k];",
+        "values[k] = first + k < count ? to_float(x[first + k]) : 0.0f;",
+        "values[k] = to_float(x[first + k]);",
         "test_dropout_kernels.py -k test_sound",
     ),
     Mutant(
@@ -123,8 +123,8 @@ GENERAL = (
     Mutant(
         "shuffle_in_an_uneven_loop",
         "avg_pool2d.cu",
-        "        sum += plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]];\n    sum = warp_reduce<Sum>(sum);",
-        "        sum += warp_reduce<Sum>(plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]]);",
+        "        sum += to_float(plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]]);\n    sum = warp_reduce<Sum>(sum);",
+        "        sum += warp_reduce<Sum>(to_float(plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]]));",
         "test_pool_kernels.py -k test_adaptive_average",
     ),
     Mutant(
@@ -668,8 +668,8 @@ OF_KERNELS = (
     Mutant(
         "max_pool_padding_wins",
         "max_pool2d.cu",
-        "plane[h * pool.x_stride[2] + w * pool.x_stride[3]] : -INFINITY;",
-        "plane[h * pool.x_stride[2] + w * pool.x_stride[3]] : 0.0f;",
+        "to_float(plane[h * pool.x_stride[2] + w * pool.x_stride[3]]) : -INFINITY;",
+        "to_float(plane[h * pool.x_stride[2] + w * pool.x_stride[3]]) : 0.0f;",
         "test_pool_kernels.py -k test_max and many_planes",
     ),
     Mutant(
@@ -780,8 +780,8 @@ OF_KERNELS = (
     Mutant(
         "elementwise_step_of_one_block",
         "elementwise.cuh",
-        "i += global_threads()) y[i] = function(a[i], b[i]);",
-        "i += blockDim.x) y[i] = function(a[i], b[i]);",
+        "for (int64 i = global_thread(); i < count; i += global_threads())\n            y[i]",
+        "for (int64 i = global_thread(); i < count; i += blockDim.x)\n            y[i]",
         "test_activation_kernels.py -k test_sound and relu",
     ),
     Mutant(
@@ -904,6 +904,27 @@ OF_PRIMITIVES = (
 
 # Of sm_90's pipeline.
 HOPPER = (
+    Mutant(
+        "hopper_terms_of_the_step_before",
+        "gemm_hopper.cuh",
+        "        term += Tile::TERMS;\n",
+        "        term += Tile::TERMS / 2;\n",
+        "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "half_planes_without_the_last",
+        "conv2d_half_add.cu",
+        "split < s.splits; ++split) sum += planes",
+        "split < s.splits - 1; ++split) sum += planes",
+        "test_conv_half_kernels.py -k test_bias_residual_and_relu",
+    ),
+    Mutant(
+        "unscale_overlooks_infinity",
+        "unscale.cu",
+        "return fabsf(value) < INFINITY;",
+        "return value == value;",
+        "test_mixed_precision.py -k test_unscaling_many_gradients",
+    ),
     Mutant(
         "hopper_stage_overwritten_unasked",
         "tile_hopper.cuh",
