@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 DIR ?= build/gpu-suite
+WORKERS ?= auto
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.hpp)
 
 .PHONY: help demo test lint gate mutants bench-cpu tables gpu-suite adopt-results install-check clean
 
 help:
 	@echo "make demo           train LeNet-5 on the bundled digits"
-	@echo "make test           run all tests"
+	@echo "make test           run all tests, in WORKERS processes (auto: one a core)"
 	@echo "make lint           check style and types"
 	@echo "make gate           compile every kernel for every architecture and look at the machine code"
 	@echo "make mutants        plant faults in the kernels; the tests must catch each"
@@ -23,7 +24,7 @@ demo: .venv/installed
 	$(VENV) -m gpucnn train lenet5 --overwrite
 
 test: .venv/installed-test
-	$(VENV) -m pytest -rs
+	$(VENV) -m pytest -rs -n $(WORKERS) --dist loadfile
 
 lint: .venv/installed-test
 	$(VENV) -m pip install --quiet --disable-pip-version-check ruff mypy
