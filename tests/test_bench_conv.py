@@ -268,9 +268,9 @@ def test_a_prediction_comes_from_one_image(monkeypatch):
     shapes: list[int] = []
     run = conv.run
 
-    def spy(pass_, one, other, shape, algorithm):
+    def spy(pass_, one, other, shape, *rest):
         shapes.append(shape.N)
-        return run(pass_, one, other, shape, algorithm)
+        return run(pass_, one, other, shape, *rest)
 
     monkeypatch.setattr(conv, "run", spy)
     plan = conv.Plan((layers.square("s", "l", 3, 2, 6, 4, 3),), algorithms=("im2col",))
