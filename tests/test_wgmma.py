@@ -194,7 +194,6 @@ FAULTS = [
     ("a_changed_without_fence", "fast", "changed after the last wgmma_fence"),
     ("overwritten_before_wait", "race", "that is under way reads"),
     ("released_by_one_warp", "race", "that is under way reads|no barrier between"),
-    ("no_proxy_fence", "race", "a missing fence.proxy.async"),
     ("outside_shared", "fast", "an address is not in shared memory"),
 ]
 
