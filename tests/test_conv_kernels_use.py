@@ -156,7 +156,7 @@ def test_conv2d_relu_is_both(where, device, rng):
 
 
 def test_the_choice_and_refusals(device):
-    shape = ops.conv_shape((2, 3, 8, 40), (4, 3, 3, 3))
+    shape = ops.conv_shape((8, 64, 56, 56), (128, 64, 3, 3), stride=2)
     wide = ops.conv_shape((2, 3, 8, 40), (4, 3, 3, 30))
     assert ops.choose("conv2d_forward", shape, device) == "implicit_gemm"
     assert ops.choose("conv2d_forward", wide, device) == "im2col"

@@ -40,7 +40,9 @@ def test_kernels_pass(tmp_path: Path, capsys):
     assert {record["arch"] for record in records} == set(compilers.ARCHITECTURES)
     for record in records:
         assert record["registers"] > 0 and record["spill_bytes"] == record["local_bytes"] == 0
-        if record["kernel"].startswith(tuple(gate.BUDGETS)):
+        if (
+            record["kernel"].startswith(tuple(gate.BUDGETS)) and record["arch"] != "sm_75"
+        ):  # it has no such tensor cores
             assert max(record["main_loop"].get(kind, 0) for kind in gate.PRODUCTS) >= 16
 
 

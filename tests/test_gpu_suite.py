@@ -174,7 +174,7 @@ def test_the_whole_suite_on_the_simulator(tmp_path: Path):
     """In one command, as on a GPU; at most eight files."""
     command = [str(ROOT / "bench" / "gpu_suite"), "--device", "sim", "--quick", "--without-torch", "--out", "results"]
     environment = {"PATH": "/usr/bin:/bin:/usr/local/bin", "PYTHON": sys.executable, "HOME": str(Path.home())}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     files = {path.name: path for path in (tmp_path / "results").iterdir()}
     assert set(files) == {*(f"{part}.json" for part in gpu_suite.MODULES), "summary.txt"}, done.stderr
     for part in gpu_suite.MODULES:
