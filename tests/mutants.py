@@ -123,7 +123,8 @@ GENERAL = (
     Mutant(
         "shuffle_in_an_uneven_loop",
         "avg_pool2d.cu",
-        "        sum += to_float(plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]]);\n    sum = warp_reduce<Sum>(sum);",
+        "        sum += to_float(plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]]);\n"
+        "    sum = warp_reduce<Sum>(sum);",
         "        sum += warp_reduce<Sum>(to_float(plane[at.h * pool.x_stride[2] + at.w * pool.x_stride[3]]));",
         "test_pool_kernels.py -k test_adaptive_average",
     ),
