@@ -40,9 +40,8 @@ def test_kernels_pass(tmp_path: Path, capsys):
     assert {record["arch"] for record in records} == set(compilers.ARCHITECTURES)
     for record in records:
         assert record["registers"] > 0 and record["spill_bytes"] == record["local_bytes"] == 0
-        if (
-            record["kernel"].startswith(tuple(gate.BUDGETS)) and record["arch"] != "sm_75"
-        ):  # it has no such tensor cores
+        on_tensor_cores = "tensor" in record["kernel"] or "tf32" in record["kernel"]
+        if record["kernel"].startswith(tuple(gate.BUDGETS)) and not (on_tensor_cores and record["arch"] == "sm_75"):
             assert max(record["main_loop"].get(kind, 0) for kind in gate.PRODUCTS) >= 16
 
 
