@@ -321,7 +321,7 @@ def record_faults(record: dict[str, Any]) -> list[str]:
     faults += [f"{where}: {text}" for text in over_budget(record)]
     name, _, type_name = record["kernel"].rpartition("_")
     if type_name in ("bfloat16", "float16") and name in EXPECTED_OF_FOURS:
-        expected = [EXPECTED_OF_FOURS[name]]
+        expected: list[tuple[str, ...]] = [EXPECTED_OF_FOURS[name]]
     else:
         expected = [names for start, names in EXPECTED.items() if record["kernel"].startswith(start)]
     missing = [name for names in expected for name in names if not any(name in found for found in instructions)]
