@@ -12,7 +12,9 @@
 //   adadelta  v = rho v + (1 − rho) g'²;  d = √(u + eps) / √(v + eps) · g';  u = rho u + (1 − rho) d²;  p −= lr · d
 //
 // g is first g + l1_decay sign(p). A step's numbers, flags among them (1 or 0), are floats: where `now` is not null they
-// are read there, so that a recorded launch gets those of a later step.
+// are read there, so that a recorded launch gets those of a later step. Where `scaling` (unscale.cu) is not null and found
+// a gradient that is not finite, nothing changes. What Adam's numbers owe to the count of steps adam_numbers computes, for
+// only the device knows how many of them it left out.
 #include "common.cuh"
 
 struct SgdStep {
@@ -31,8 +33,15 @@ struct AdadeltaStep {
     float lr, rho, share, eps, weight_decay, l1_decay;
 };
 
-template <class Step>
-__device__ __forceinline__ Step current(const Step& given, const float* now) {
+// From what follows how Adam's step depends on the count of steps, those left out included.
+struct AdamCount {
+    double lr, beta1, beta2, step;
+};
+
+__device__ __forceinline__ bool is_skipped(const float* scaling) { return scaling && scaling[3] != 0.0f; }
+
+template <class Step, class Number>
+__device__ __forceinline__ Step current(const Step& given, const Number* now) {
     return now ? *reinterpret_cast<const Step*>(now) : given;
 }
 
@@ -167,26 +176,31 @@ __device__ __forceinline__ void update(const Arrays& arrays, int64 count, const 
     for (int64 i = 4 * quads + global_thread(); i < count; i += global_threads()) update_one<Rule>(arrays, i, step);
 }
 
-KERNEL(256, 4) sgd_update(Pointers p, const Pointers g, const Sizes sizes, const SgdStep step, const float* now) {
+KERNEL(256, 4) sgd_update(Pointers p, const Pointers g, const Sizes sizes, const SgdStep step, const float* now,
+                          const float* scaling) {
+    if (is_skipped(scaling)) return;
     const int i = blockIdx.y;
     update<Sgd>({p.data[i], g.data[i], {}}, sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) sgd_momentum_update(Pointers p, const Pointers g, Pointers velocity, const Sizes sizes,
-                                   const SgdStep step, const float* now) {
+                                   const SgdStep step, const float* now, const float* scaling) {
+    if (is_skipped(scaling)) return;
     const int i = blockIdx.y;
     update<SgdMomentum>({p.data[i], g.data[i], {velocity.data[i]}}, sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) adam_update(Pointers p, const Pointers g, Pointers first_moment, Pointers second_moment,
-                           const Sizes sizes, const AdamStep step, const float* now) {
+                           const Sizes sizes, const AdamStep step, const float* now, const float* scaling) {
+    if (is_skipped(scaling)) return;
     const int i = blockIdx.y;
     update<Adam>({p.data[i], g.data[i], {first_moment.data[i], second_moment.data[i]}}, sizes.count[i],
                  current(step, now));
 }
 
 KERNEL(256, 4) rmsprop_update(Pointers p, const Pointers g, Pointers square_average, const Sizes sizes,
-                              const RmspropStep step, const float* now) {
+                              const RmspropStep step, const float* now, const float* scaling) {
+    if (is_skipped(scaling)) return;
     const int i = blockIdx.y;
     update<Rmsprop<false, false>>({p.data[i], g.data[i], {square_average.data[i]}}, sizes.count[i], current(step, now));
 }
@@ -194,7 +208,9 @@ KERNEL(256, 4) rmsprop_update(Pointers p, const Pointers g, Pointers square_aver
 // `other` is the mean (centered) or what momentum keeps.
 #define RMSPROP_TWO(NAME, CENTERED) \
     KERNEL(256, 4) rmsprop_##NAME##_update(Pointers p, const Pointers g, Pointers square_average, Pointers other, \
-                                           const Sizes sizes, const RmspropStep step, const float* now) { \
+                                           const Sizes sizes, const RmspropStep step, const float* now, \
+                                           const float* scaling) { \
+        if (is_skipped(scaling)) return; \
         const int i = blockIdx.y; \
         update<Rmsprop<CENTERED, !CENTERED>>({p.data[i], g.data[i], {square_average.data[i], other.data[i]}}, \
                                              sizes.count[i], current(step, now)); \
@@ -204,21 +220,35 @@ RMSPROP_TWO(momentum_buffer, false)
 
 KERNEL(256, 4) rmsprop_mean_momentum_buffer_update(Pointers p, const Pointers g, Pointers square_average, Pointers mean,
                                                    Pointers momentum_buffer, const Sizes sizes,
-                                                   const RmspropStep step, const float* now) {
+                                                   const RmspropStep step, const float* now, const float* scaling) {
+    if (is_skipped(scaling)) return;
     const int i = blockIdx.y;
     update<Rmsprop<true, true>>({p.data[i], g.data[i], {square_average.data[i], mean.data[i], momentum_buffer.data[i]}},
                                 sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) adagrad_update(Pointers p, const Pointers g, Pointers square_sum, const Sizes sizes,
-                              const AdagradStep step, const float* now) {
+                              const AdagradStep step, const float* now, const float* scaling) {
+    if (is_skipped(scaling)) return;
     const int i = blockIdx.y;
     update<Adagrad>({p.data[i], g.data[i], {square_sum.data[i]}}, sizes.count[i], current(step, now));
 }
 
 KERNEL(256, 4) adadelta_update(Pointers p, const Pointers g, Pointers square_average, Pointers step_average,
-                               const Sizes sizes, const AdadeltaStep step, const float* now) {
+                               const Sizes sizes, const AdadeltaStep step, const float* now, const float* scaling) {
+    if (is_skipped(scaling)) return;
     const int i = blockIdx.y;
     update<Adadelta>({p.data[i], g.data[i], {square_average.data[i], step_average.data[i]}}, sizes.count[i],
                      current(step, now));
+}
+
+KERNEL(32, 1) adam_numbers(const AdamStep step, const float* now, const AdamCount count, const double* count_now,
+                           const float* skips, float* result) {
+    if (threadIdx.x > 0) return;
+    AdamStep numbers = current(step, now);
+    const AdamCount counted = current(count, count_now);
+    const double made = counted.step - skips[0];
+    numbers.step_size = static_cast<float>(counted.lr / (1.0 - pow(counted.beta1, made)));
+    numbers.root_correction = static_cast<float>(sqrt(1.0 - pow(counted.beta2, made)));
+    *reinterpret_cast<AdamStep*>(result) = numbers;
 }

@@ -927,6 +927,20 @@ HOPPER = (
         "test_mixed_precision.py -k test_unscaling_many_gradients",
     ),
     Mutant(
+        "adam_counts_skipped_steps",
+        "update.cu",
+        "const double made = counted.step - skips[0];",
+        "const double made = counted.step;",
+        "test_mixed_precision.py -k test_skipped_steps_leave_no_trace and adamw",
+    ),
+    Mutant(
+        "skipped_step_made",
+        "update.cu",
+        "return scaling && scaling[3] != 0.0f;",
+        "return scaling && scaling[3] > 1.0f;",
+        "test_mixed_precision.py -k test_skipped_steps_leave_no_trace and momentum",
+    ),
+    Mutant(
         "hopper_stage_overwritten_unasked",
         "tile_hopper.cuh",
         "barrier_wait(ring.empty(ring.stage), ring.parity ^ 1);\n",

@@ -388,12 +388,15 @@ def test_scaler_skips_and_recovers(where, device):
         with gpucnn.autocast("float16"):
             loss = F.cross_entropy(layer(x), labels)
         scaler.scale(loss).backward()
-        made.append(scaler.step(optimizer))
-        if not made[-1] and True not in made:
-            assert_same_bits(layer.weight.numpy(), before)
+        weight, skipped = layer.weight.numpy().copy(), scaler.skipped
+        scaler.step(optimizer)
         scaler.update()
+        made.append(scaler.skipped == skipped)
         scales.append(scaler.factor)
+        if not made[-1]:
+            assert_same_bits(layer.weight.numpy(), weight)
     assert not made[0] and made[-5:].count(True) >= 3 and scaler.skipped == made.count(False)
+    assert optimizer.state_dict()["steps"] == [made.count(True)] * 2
     assert max(scales[-12:]) > min(scales[-12:])  # grows again
     assert np.isfinite(layer.weight.numpy()).all() and np.abs(layer.weight.numpy() - before).max() > 0.05
     again = optim.GradScaler()
@@ -401,23 +404,134 @@ def test_scaler_skips_and_recovers(where, device):
     assert again.state_dict() == scaler.state_dict()
 
 
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "dampening": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5),
+    "adam": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01, l1_decay=0.01),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01, momentum=0.5),
+    "centered": lambda p: optim.RMSprop(p, lr=0.01, centered=True),
+    "adagrad": lambda p: optim.Adagrad(p, lr=0.1),
+    "adagrad_decay": lambda p: optim.Adagrad(p, lr=0.1, lr_decay=0.3),
+    "adadelta": lambda p: optim.Adadelta(p),
+}
+
+
+def gradients_with_gaps(rng):
+    """(gradient of each step, whether it is finite): the first step and some others are to be skipped."""
+    steps = rng.standard_normal((9, 5)).astype(np.float32)
+    steps[[0, 3, 4], [1, 0, 4]] = np.inf, np.nan, -np.inf
+    return [(step, bool(np.isfinite(step).all())) for step in steps]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_skipped_steps_leave_no_trace(name, device, rng):
+    """The bits are those of an optimiser that never saw the steps, also where parameters join later."""
+    values = rng.standard_normal(5).astype(np.float32)
+    joined, alone = ([gpucnn.tensor(values, device=device, requires_grad=True) for _ in range(2)] for _ in range(2))
+    scaled, plain = OPTIMIZERS[name](joined), OPTIMIZERS[name](alone)
+    scaler = optim.GradScaler(init_scale=1.0)
+    for step, (gradient, finite) in enumerate(gradients_with_gaps(rng)):
+        for n in range(2 if step > 5 else 1):
+            scale = np.float32(scaler.factor)
+            joined[n].grad = gpucnn.tensor(gradient * scale, device=device)
+            alone[n].grad = gpucnn.tensor(gradient, device=device)
+        scaler.step(scaled)
+        scaler.update()
+        if finite:
+            plain.step()
+        for one, other in zip(joined, alone, strict=True):
+            assert_same_bits(one.numpy(), other.numpy())
+    assert scaler.skipped == 3 and scaler.factor == 1 / 8
+    ends, expected = scaled.state_dict(), plain.state_dict()
+    assert ends["steps"] == expected["steps"] == [6, 3]
+    for mine, its in zip(ends["state"], expected["state"], strict=True):
+        assert {key: devices.to_numpy(array).tobytes() for key, array in mine.items()} == {
+            key: devices.to_numpy(array).tobytes() for key, array in its.items()
+        }
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw", "dampening"])
+def test_the_host_reads_nothing(name, device, monkeypatch):
+    parameter = gpucnn.tensor(np.ones(3, np.float32), device=device, requires_grad=True)
+    optimizer, scaler = OPTIMIZERS[name]([parameter]), optim.GradScaler()
+    gradients = [gpucnn.tensor(np.ones(3, np.float32), device=device) for _ in range(3)]
+    reads, read = [], devices.to_numpy
+    for step, gradient in enumerate(gradients):
+        if step == 1:  # the first one moves the scale to the device
+            monkeypatch.setattr(devices, "to_numpy", lambda array: reads.append(array) or read(array))
+        parameter.grad = gradient
+        scaler.step(optimizer)
+        scaler.update()
+    assert bool(reads) == (name == "dampening") == (not optimizer.skips_on_device)
+
+
+class Descent(optim.Optimizer):
+    """An optimiser of a user's own, which knows nothing of skips."""
+
+    def update(self, parameters, gradients, states, step, options):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter -= options["lr"] * gradient
+
+
+def test_optimizers_of_ones_own_are_skipped_by_the_host(device):
+    parameter = gpucnn.tensor(np.ones(3, np.float32), device=device, requires_grad=True)
+    optimizer, scaler = Descent([parameter], lr=0.5, weight_decay=0.0, l1_decay=0.0), optim.GradScaler(init_scale=4.0)
+    for wrong in (True, False):
+        parameter.grad = gpucnn.tensor(np.full(3, np.inf if wrong else 2.0, np.float32), device=device)
+        scaler.step(optimizer)
+        scaler.update()
+        assert_same_bits(parameter.numpy(), np.full(3, 1.0 if wrong else 0.5, np.float32))
+    assert optimizer.steps == [1]
+
+
+def test_captured_steps_with_a_scaler(device):
+    """The same bits as ordinary steps, those that are skipped among them, and a scale that falls and grows."""
+    scalers = [optim.GradScaler(init_scale=2.0**20, growth_interval=2) for _ in range(2)]
+    expected, network = losses_of("lenet5", "float16", device, 8, size=2, scaler=scalers[0])
+    found, replayed = losses_of("lenet5", "float16", device, 8, size=2, scaler=scalers[1], capture=True)
+    np.testing.assert_array_equal(found, expected)
+    assert scalers[0].state_dict() == scalers[1].state_dict() and 1 < scalers[0].skipped < 7
+    for one, other in zip(network.parameters(), replayed.parameters(), strict=True):
+        assert_same_bits(one.numpy(), other.numpy())
+
+
+def scaling(device, scale):
+    return on(np.array([scale, 0, 0, np.nan], np.float32), device)
+
+
 def test_unscaling_many_gradients(device, rng):
-    arrays = [rng.standard_normal(n % 37 + 1).astype(np.float32) for n in range(70)]
+    arrays = [rng.standard_normal(n % 37 + 1).astype(np.float32) for n in range(150)]
     for wrong in (None, np.nan, np.inf, -np.inf):
-        gradients = [on(array.copy(), device) for array in arrays]
+        gradients, numbers = [on(array.copy(), device) for array in arrays], scaling(device, 4.0)
         if wrong is not None:
             gradients[66][-1] = wrong
-        found, finite = ops.unscale(gradients, 0.25)
-        assert finite is (wrong is None)
+        found = ops.unscale(gradients, numbers)
+        assert devices.to_numpy(numbers)[3] == (0 if wrong is None else 1)
         assert_same_bits(devices.to_numpy(found[3]), arrays[3] / 4)
+    numbers = scaling(device, 4.0)
+    assert ops.unscale([], numbers) == [] and devices.to_numpy(numbers)[3] == 0
+
+
+def test_scales_as_on_the_cpu(device):
+    for state in ([2.0**126, 1, 3, 0], [2.0**127, 1, 0, 0], [2.0**-126, 1, 2, 1], [8, 0, 0, 0], [8, 5, 0, 1]):
+        expected, numbers = np.array(state, np.float32), on(np.array(state, np.float32), device)
+        skips = on(np.array([4], np.float32), device)
+        ops.adjust_scale(expected, None, 2.0, 0.5, 2)
+        ops.adjust_scale(numbers, skips, 2.0, 0.5, 2)
+        assert_same_bits(devices.to_numpy(numbers), expected)
+        assert devices.to_numpy(skips)[0] == 4 + state[3]
 
 
 def test_unscaling_is_sound(device, rng):
     arrays = [rng.standard_normal(n).astype(np.float32) for n in (3, 1030)]
 
     def run():
-        found, finite = ops.unscale([on(array.copy(), device) for array in arrays], 0.5)
-        return (*found, np.array(finite))
+        numbers, skips = scaling(device, 2.0), on(np.zeros(1, np.float32), device)
+        found = ops.unscale([on(array.copy(), device) for array in arrays], numbers)
+        ops.adjust_scale(numbers, skips, 2.0, 0.5, 1)
+        return (*found, numbers, skips)
 
     assert_sound(run, device)
 
@@ -433,8 +547,11 @@ def test_scaler_errors(device):
     scaler.unscale(optimizer)
     with pytest.raises(ValueError, match="unscaled already"):
         scaler.unscale(optimizer)
-    with pytest.raises(ValueError, match="CapturedStep: loss scaling .* cannot be recorded"):
-        CapturedStep(layer.to(device), optimizer, scaler=scaler)
+    with pytest.raises(ValueError, match="scale is 1e-60; it must be a finite number of float32 above 0"):
+        scaler.load_state_dict({"scale": 1e-60, "good_steps": 0, "skipped": 0})
+    dampened = optim.SGD(layer.to(device).parameters(), lr=0.1, momentum=0.9, dampening=0.5)
+    with pytest.raises(ValueError, match="CapturedStep: with these options SGD lets the host decide"):
+        CapturedStep(layer, dampened, scaler=scaler)
     with pytest.raises(ValueError, match="precision 'half' is unknown"):
         Step(layer, optimizer, precision="half")
 

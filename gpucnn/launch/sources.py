@@ -20,10 +20,16 @@ from gpucnn import kernels
 
 _folder = Path(kernels.__file__).parent
 _registered: dict[Path, None] = {}
-SCALARS = {"int": "int32", "unsigned": "uint32", "int64": "int64", "uint64_t": "uint64", "float": "float32"}
+SCALARS = {
+    "int": "int32",
+    "unsigned": "uint32",
+    "int64": "int64",
+    "uint64_t": "uint64",
+    "float": "float32",
+    "double": "float64",
+}
 ELEMENTS = {
     **SCALARS,
-    "double": "float64",
     "bfloat16": "bfloat16",
     "float16": "float16",
 }  # what arrays may hold: NumPy's names

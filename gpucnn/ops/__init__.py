@@ -86,6 +86,9 @@ from gpucnn.ops.pool import max_unpool2d_forward as max_unpool2d_forward
 from gpucnn.ops.pool import unpool_size as unpool_size
 from gpucnn.ops.reduce import mean_over_all as mean_over_all
 from gpucnn.ops.reduce import sum_over as sum_over
+from gpucnn.ops.scaling import Skip as Skip
+from gpucnn.ops.scaling import adjust_scale as adjust_scale
+from gpucnn.ops.scaling import unscale as unscale
 from gpucnn.ops.shapes import ConvShape as ConvShape
 from gpucnn.ops.shapes import PoolShape as PoolShape
 from gpucnn.ops.shapes import conv1d_shape as conv1d_shape
@@ -97,4 +100,3 @@ from gpucnn.ops.update import adam_update as adam_update
 from gpucnn.ops.update import global_norm as global_norm
 from gpucnn.ops.update import rmsprop_update as rmsprop_update
 from gpucnn.ops.update import sgd_update as sgd_update
-from gpucnn.ops.update import unscale as unscale

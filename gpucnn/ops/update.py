@@ -1,13 +1,14 @@
 """Optimiser updates of arrays, in place, of as many parameters as there are: kernels take 64 of them in a launch.
 
 On the CPU SGD and Adam make one pass over memory for each parameter. l1_decay adds l1_decay · sign(parameter) to the
-gradient first, as l1_decay · Σ|parameter| in the loss does.
+gradient first, as l1_decay · Σ|parameter| in the loss does. Where kernels run, `skip` lets the device leave a step out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.launch import changing, launch, max_pointers
 from gpucnn.ops.reduce import sizes, sum_of_squares
+from gpucnn.ops.scaling import Skip
 
 Arrays = Sequence[np.ndarray]
 UPDATE_BLOCK, UPDATE_BLOCKS = 1024, 1024  # elements for each block, at most so many blocks an array
@@ -32,6 +34,7 @@ def sgd_update(
     weight_decay: float,
     l1_decay: float = 0.0,
     first: bool,
+    skip: Skip | None = None,
 ) -> None:
     """parameter −= lr · v with v = momentum·v + (1 − dampening)·g and g = gradient + weight_decay·parameter.
 
@@ -40,8 +43,8 @@ def sgd_update(
     if devices.runs_kernels(parameters[0]):
         step = lr, momentum, 1 - dampening, weight_decay, l1_decay, nesterov, first
         if momentum_buffers is None:
-            return _launch("sgd_update", (parameters, gradients), step)
-        return _launch("sgd_momentum_update", (parameters, gradients, momentum_buffers), step)
+            return _launch("sgd_update", (parameters, gradients), step, skip)
+        return _launch("sgd_momentum_update", (parameters, gradients, momentum_buffers), step, skip)
     options = momentum, dampening, nesterov, weight_decay, first
     for position, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         buffer = None if momentum_buffers is None else momentum_buffers[position].reshape(-1)
@@ -62,13 +65,15 @@ def adam_update(
     l1_decay: float = 0.0,
     decoupled: bool,
     step: int,
+    skip: Skip | None = None,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1); weight decay joins the gradient or is apart (Loshchilov & Hutter 2019)."""
     if devices.runs_kernels(parameters[0]):
         corrections = [1 - beta**step for beta in betas]
         decay = (0.0, l1_decay, 1 - lr * weight_decay) if decoupled else (weight_decay, l1_decay, 1.0)
         scalars = lr / corrections[0], 1 - betas[0], betas[1], 1 - betas[1], math.sqrt(corrections[1]), eps, *decay
-        return _launch("adam_update", (parameters, gradients, first_moments, second_moments), scalars)
+        now = None if skip is None else _counted(scalars, (lr, *betas, step), skip)
+        return _launch("adam_update", (parameters, gradients, first_moments, second_moments), scalars, skip, now)
     for parameter, gradient, first, second in zip(parameters, gradients, first_moments, second_moments, strict=True):
         gradient = _with_l1_decay(gradient, parameter, l1_decay)
         flat, moments = _flat(gradient, parameter), (first.reshape(-1), second.reshape(-1))
@@ -88,6 +93,7 @@ def rmsprop_update(
     momentum: float,
     weight_decay: float,
     l1_decay: float = 0.0,
+    skip: Skip | None = None,
 ) -> None:
     """parameter −= lr · g / (√v + eps), v the running mean of g² (Tieleman & Hinton 2012).
 
@@ -99,7 +105,7 @@ def rmsprop_update(
         kept = {name: arrays for name, arrays in more.items() if arrays is not None}
         arrays = parameters, gradients, square_averages, *kept.values()
         step = lr, alpha, 1 - alpha, eps, momentum, weight_decay, l1_decay
-        return _launch("_".join(("rmsprop", *kept, "update")), arrays, step)
+        return _launch("_".join(("rmsprop", *kept, "update")), arrays, step, skip)
     for position, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         gradient = _with_l1_decay(gradient, parameter, l1_decay) + weight_decay * parameter
         variance = square_averages[position]
@@ -126,11 +132,13 @@ def adagrad_update(
     weight_decay: float,
     l1_decay: float = 0.0,
     step: int,
+    skip: Skip | None = None,
 ) -> None:
     """parameter −= lr / (1 + (step − 1)·lr_decay) · g / (√Σg² + eps) (Duchi, Hazan & Singer 2011), step = 1, 2, …"""
     rate = lr / (1 + (step - 1) * lr_decay)
     if devices.runs_kernels(parameters[0]):
-        return _launch("adagrad_update", (parameters, gradients, square_sums), (rate, eps, weight_decay, l1_decay))
+        numbers = rate, eps, weight_decay, l1_decay
+        return _launch("adagrad_update", (parameters, gradients, square_sums), numbers, skip)
     for parameter, gradient, square_sum in zip(parameters, gradients, square_sums, strict=True):
         gradient = _with_l1_decay(gradient, parameter, l1_decay) + weight_decay * parameter
         square_sum += np.square(gradient)
@@ -148,11 +156,12 @@ def adadelta_update(
     eps: float,
     weight_decay: float,
     l1_decay: float = 0.0,
+    skip: Skip | None = None,
 ) -> None:
     """parameter −= lr · d with d = g · √(mean of d² + eps) / √(mean of g² + eps) (Zeiler 2012, algorithm 1)."""
     arrays = parameters, gradients, square_averages, step_averages
     if devices.runs_kernels(parameters[0]):
-        return _launch("adadelta_update", arrays, (lr, rho, 1 - rho, eps, weight_decay, l1_decay))
+        return _launch("adadelta_update", arrays, (lr, rho, 1 - rho, eps, weight_decay, l1_decay), skip)
     for parameter, gradient, square_average, step_average in zip(*arrays, strict=True):
         gradient = _with_l1_decay(gradient, parameter, l1_decay) + weight_decay * parameter
         _run_mean(square_average, np.square(gradient), rho)
@@ -171,37 +180,29 @@ def global_norm(arrays: Arrays) -> float:
     return math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays))
 
 
-def unscale(gradients: Arrays, factor: float) -> tuple[list[np.ndarray], bool]:
-    """(gradients · factor, whether all were finite); they are changed in place where they are contiguous.
+def _launch(
+    kernel: str, arrays: tuple[Arrays, ...], step: tuple[float, ...], skip: Skip | None, now: Any = None
+) -> None:  # fmt: skip
+    """Run an update over `arrays`: parameters, gradients, and whatever the optimiser keeps.
 
-    Where kernels run one flag says so, which the host waits for.
+    - now: the numbers of the step on the device, in place of `step`
     """
-    if not gradients or not devices.runs_kernels(gradients[0]):
-        finite = all(bool(np.isfinite(gradient).all()) for gradient in gradients)
-        with np.errstate(all="ignore"):
-            return [gradient * gradient.dtype.type(factor) for gradient in gradients], finite
-    gradients, flags = [devices.contiguous(gradient) for gradient in gradients], []
-    for start in range(0, len(gradients), max_pointers()):
-        some = gradients[start : start + max_pointers()]
-        blocks = min(max(-(-max(array.size for array in some) // UPDATE_BLOCK), 1), UPDATE_BLOCKS)
-        found = devices.empty((blocks * len(some),), np.int32, some[0])
-        launch("unscale", (blocks, len(some)), some, sizes(some), factor, found)
-        flags.append(found)
-    found = flags[0] if len(flags) == 1 else np.concatenate(flags)
-    flag = devices.empty((1,), np.int32, found)
-    launch("any_found", 1, found, flag, found.size)
-    return list(gradients), not int(flag[0])
-
-
-def _launch(kernel: str, arrays: tuple[Arrays, ...], step: tuple[float, ...]) -> None:
-    """Run an update over `arrays`: parameters, gradients, and whatever the optimiser keeps."""
     parameters, gradients, *kept = arrays
     lists = parameters, [devices.contiguous(gradient) for gradient in gradients], *kept
+    scaling = None if skip is None else skip.scaling
     for start in range(0, len(parameters), max_pointers()):
         some = [list(each[start : start + max_pointers()]) for each in lists]
         blocks = min(-(-max(parameter.size for parameter in some[0]) // UPDATE_BLOCK), UPDATE_BLOCKS)
-        now = changing(np.array(step, np.float32), parameters[0])
-        launch(kernel, (blocks, len(some[0])), *some, sizes(some[0]), step, now)
+        numbers = changing(np.array(step, np.float32), parameters[0]) if now is None else now
+        launch(kernel, (blocks, len(some[0])), *some, sizes(some[0]), step, numbers, scaling)
+
+
+def _counted(numbers: tuple[float, ...], count: tuple[float, ...], skip: Skip) -> Any:
+    """The numbers of a step of Adam, as the device counts the steps: without those that it left out."""
+    result = devices.empty((len(numbers),), np.float32, skip.skips)
+    now = changing(np.array(numbers, np.float32), skip.skips), changing(np.array(count, np.float64), skip.skips)
+    launch("adam_numbers", 1, numbers, now[0], count, now[1], skip.skips, result)
+    return result
 
 
 def _with_l1_decay(gradient: np.ndarray, parameter: np.ndarray, l1_decay: float) -> np.ndarray:

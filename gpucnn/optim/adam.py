@@ -41,6 +41,10 @@ class Adam(Optimizer):
     def state_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return "first_moment", "second_moment"
 
+    @property
+    def skips_on_device(self) -> bool:
+        return True
+
     def update(
         self,
         parameters: list[np.ndarray],

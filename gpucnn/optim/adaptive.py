@@ -56,6 +56,10 @@ class RMSprop(Optimizer):
         more = (("mean", options["centered"]), ("momentum_buffer", options["momentum"]))
         return ("square_average", *(name for name, kept in more if kept))
 
+    @property
+    def skips_on_device(self) -> bool:
+        return True
+
     def update(
         self,
         parameters: list[np.ndarray],
@@ -108,6 +112,10 @@ class Adagrad(Optimizer):
     def state_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("square_sum",)
 
+    @property
+    def skips_on_device(self) -> bool:
+        return not any(group.options["lr_decay"] for group in self.groups)  # which counts steps
+
     def update(
         self,
         parameters: list[np.ndarray],
@@ -148,6 +156,10 @@ class Adadelta(Optimizer):
 
     def state_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return "square_average", "step_average"
+
+    @property
+    def skips_on_device(self) -> bool:
+        return True
 
     def update(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import device as devices
+from gpucnn import ops
 from gpucnn.dtypes import FLOATS
 from gpucnn.precision import parameters_changed
 from gpucnn.tensor import Tensor
@@ -51,14 +52,46 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: a parameter stands twice; put each into one group, once")
         self.state: list[dict[str, np.ndarray]] = [{} for _ in self.parameters]
         self.steps = [0] * len(self.parameters)
+        self._skipping: list[int] = []  # positions whose `steps` have some in them that the device left out …
+        self._skips: Any = None  # … and how many: (1,) on their device
 
     @property
     def rates(self) -> list[float]:
         """The learning rate of each group."""
         return [self.lr * group.scale for group in self.groups]
 
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether kernels can leave a step out by themselves: `update` hands on the option "skip" to those of `ops`."""
+        return False
+
     def step(self) -> None:
         """Update each parameter in place along its gradient, those of a group that have made as many steps at once."""
+        self._count_skips()
+        self._step({})
+
+    def step_or_skip(self, scaling: Any) -> Any:
+        """`step`, which the device leaves out where `scaling` (gpucnn.ops.scaling) found a gradient that is not finite.
+
+        Returns the array, of one number, that is to be raised by 1 if so (gpucnn.ops.adjust_scale).
+        """
+        positions = [n for n, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if self._skips is None or positions != self._skipping or devices.of(self._skips) != devices.of(scaling):
+            self._count_skips()
+            self._skipping, self._skips = positions, devices.full_like(scaling[:1], 0)
+        self._step({"skip": ops.Skip(scaling, self._skips)})
+        return self._skips
+
+    def _count_skips(self) -> None:
+        """Take the steps that the device left out from those that were counted; waits for it."""
+        if not self._skipping:
+            return
+        skips = int(devices.to_numpy(self._skips)[0])
+        for position in self._skipping:
+            self.steps[position] -= skips
+        self._skipping, self._skips = [], None
+
+    def _step(self, more: dict[str, Any]) -> None:
         together: dict[Any, list[int]] = {}
         groups = [group for _, group in self._grouped()]
         for position, (parameter, group) in enumerate(zip(self.parameters, groups, strict=True)):
@@ -67,12 +100,12 @@ class Optimizer:
                 key = id(group), self.steps[position], not self.state[position], parameter.dtype, parameter.device
                 together.setdefault(key, []).append(position)
         for positions in together.values():
-            self._update(positions, groups[positions[0]])
+            self._update(positions, groups[positions[0]], more)
         parameters_changed()
 
-    def _update(self, positions: list[int], group: Group) -> None:
+    def _update(self, positions: list[int], group: Group, more: dict[str, Any]) -> None:
         """One step of these parameters of the group, which have made as many steps."""
-        options = {**group.options, "lr": self.lr * group.scale}
+        options = {**group.options, "lr": self.lr * group.scale, **more}
         chosen = [self.parameters[position] for position in positions]
         arrays = [parameter.data for parameter in chosen]
         gradients = [each.grad.data for each in chosen if each.grad is not None]
@@ -90,7 +123,8 @@ class Optimizer:
         """Update arrays of one dtype on one device, which make the same step (step = 1, 2, …).
 
         - states: of each parameter its own, all empty before the first step
-        - options: the rate "lr" and whatever else the constructor handed on ("l1_decay", too), as they are here
+        - options: the rate "lr" and whatever else the constructor handed on ("l1_decay", too), as they are here; and
+          "skip" if the optimiser's `skips_on_device` says so
         """
         raise NotImplementedError(f"{type(self).__name__} does not define update")
 
@@ -113,6 +147,7 @@ class Optimizer:
 
         The arrays are the live ones; all options but the rate are the constructor's and not part of it.
         """
+        self._count_skips()
         return {
             "lr": self.lr,
             "scales": [group.scale for group in self.groups],
@@ -134,6 +169,7 @@ class Optimizer:
             )
         for position, (entry, (parameter, group)) in enumerate(zip(entries, self._grouped(), strict=True)):
             self._check_entry(position, entry, parameter, group)
+        self._count_skips()
         self.lr, self.steps = float(state["lr"]), [int(step) for step in steps]
         for group, scale in zip(self.groups, scales, strict=True):
             group.scale = scale

@@ -50,6 +50,10 @@ class SGD(Optimizer):
     def state_names(self, options: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if options["momentum"] else ()
 
+    @property
+    def skips_on_device(self) -> bool:
+        return not any(group.options["dampening"] for group in self.groups)  # else its first step is another one
+
     def update(
         self,
         parameters: list[np.ndarray],

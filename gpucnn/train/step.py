@@ -46,7 +46,7 @@ class Step:
         with nullcontext() if self.precision is None else computing(self.precision):
             scores = self.model(Tensor(images))
             loss = self.loss(scores, labels)
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            loss.backward(None if self.scaler is None else self.scaler.seed(loss))
         return loss, scores
 
     def update(self) -> None:
@@ -85,9 +85,9 @@ class CapturedStep(Step):
     Gradients may be changed between the two calls, as by `clip_grad_norm`. Results are overwritten by the next batch.
     Everything on the way must be a launch: LeNet-5, AlexNet and the VGG networks are; arithmetic of Tensors is not, so
     the "paper" LeNet-5 is refused. Labels are not looked at by the host; a wrong one makes the loss NaN.
-    Raises ValueError for a model on a device without kernels, for a scaler (a skipped update is the host's decision),
-    and in the second batch where a Function computes by something else than launches. What a Function of one's own does
-    with arrays is seen on the device "sim" alone.
+    Raises ValueError for a model on a device without kernels, for a scaler with an optimiser whose steps only the host
+    can skip (`skips_on_device`), and in the second batch where a Function computes by something else than launches.
+    What a Function of one's own does with arrays is seen on the device "sim" alone.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class CapturedStep(Step):
         scaler: GradScaler | None = None,
     ):
         super().__init__(model, optimizer, loss, precision, scaler)
-        if scaler is not None:
+        if scaler is not None and not optimizer.skips_on_device:
             raise ValueError(
-                "CapturedStep: loss scaling looks at each step's gradients on the host, so it cannot be recorded; use "
-                "'bfloat16', which needs none, or an ordinary Step"
+                f"CapturedStep: with these options {type(optimizer).__name__} lets the host decide whether a step is "
+                "skipped, so it cannot be recorded; use other options, 'bfloat16', or an ordinary Step"
             )
         if model.device == "cpu":
             raise ValueError("CapturedStep: device 'cpu' launches no kernels; use 'cuda' or 'sim', or an ordinary Step")
