@@ -127,8 +127,9 @@ KEPT = {
     ("HGMMA", "HMMA"): ("HGMMA", "HMMA", "LDSM", "LDS", "LDGSTS", "UTMALDG", "SYNCS", "BAR"),
     ("UTMALDG",): ("UTMALDG", "SYNCS"),
 }
-# Kernels that may compute in double: batch norm joins means and variances of its parts, a few operations a part.
-DOUBLES = ("batch_norm_",)
+# Kernels that may compute in double: batch norm joins means and variances of its parts, a few operations a part; one
+# thread computes Adam's numbers.
+DOUBLES = ("batch_norm_", "adam_numbers")
 INSTRUCTION_BYTES = 16
 FLOATING_POINT = ("FFMA", "FADD", "FMUL", "MUFU", "DFMA", "DADD", "DMUL", "F2F", "I2F", "F2I")
 COUNTED = re.compile(

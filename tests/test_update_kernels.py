@@ -180,13 +180,13 @@ def test_pointers_that_do_not_fit(device):
     (wrong,) = on(device, np.zeros(3, np.int64))
     step = (0.1, 0, 1, 0, 0, 0, 1)
     with pytest.raises(TypeError, match="sgd_update: g is int64; the kernel takes float32"):
-        launch("sgd_update", (1, 2), list(values), [values[0], wrong], sizes(values), step, None)
+        launch("sgd_update", (1, 2), list(values), [values[0], wrong], sizes(values), step, None, None)
     with pytest.raises(TypeError, match="sgd_update: p must be a tuple or list of at most 64 arrays"):
-        launch("sgd_update", (1, 2), [values[0]] * 65, list(values), sizes(values), step, None)
+        launch("sgd_update", (1, 2), [values[0]] * 65, list(values), sizes(values), step, None, None)
     with pytest.raises(TypeError, match="sgd_update: p must be a tuple or list"):
-        launch("sgd_update", (1, 2), [None, None], list(values), sizes(values), step, None)
+        launch("sgd_update", (1, 2), [None, None], list(values), sizes(values), step, None, None)
     with pytest.raises(TypeError, match="sgd_update: g is ndarray; it must be an array on 'cuda' or 'sim'"):
-        launch("sgd_update", (1, 2), list(values), arrays(1, [(3,)] * 2), sizes(values), step, None)
+        launch("sgd_update", (1, 2), list(values), arrays(1, [(3,)] * 2), sizes(values), step, None, None)
 
 
 @pytest.mark.parametrize("wrong", [0, 1])
@@ -198,4 +198,4 @@ def test_the_simulator_names_the_array(device, wrong):
     counts = [5 if position == wrong else 4 for position in range(max_pointers())]
     place = rf"out of bounds: a read of 4 bytes 0 bytes after the end of argument p\[{wrong}\]"
     with simulator.configured(mode="asan"), pytest.raises(SimulatorError, match=place):
-        launch("sgd_update", (1, 2), list(values), list(gradients), tuple(counts), (0.1, 0, 1, 0, 0, 0, 1), None)
+        launch("sgd_update", (1, 2), list(values), list(gradients), tuple(counts), (0.1, 0, 1, 0, 0, 0, 1), None, None)
