@@ -535,7 +535,7 @@ OF_KERNELS = (
     ),
     Mutant(
         "fft_terms_past_the_last",
-        "fft_multiply.cu",
+        "fft_multiply.cuh",
         "exists && term < remaining ? 16 : 0",
         "exists ? 16 : 0",
         "test_conv_fft_kernels.py -k test_errors_are_bounded and vgg and 16",
