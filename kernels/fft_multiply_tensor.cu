@@ -1,20 +1,21 @@
-// Products of spectra as in fft_multiply.cu, on tensor cores with float32's errors (Float32Tensor of tile_tensor.cuh), from
-// sm_80: c[bin][n][m] = Σ_k a[bin][k][m] · conj(b[bin][k][n]), float2, added to c if `add`, else c is overwritten.
+// Products of spectra as in fft_multiply.cu, on tensor cores with float32's errors, from sm_80:
+// c[bin][n][m] = Σ_k a[bin][k][m] · conj(b[bin][k][n]), float2, added to c if `add`, else c is overwritten.
 //
 // A complex product is a real one of twice the terms: re = (a.re, a.im) · (b.re, b.im), im = (a.im, −a.re) · (b.re, b.im).
 // So the 8 terms of mma.sync are 4 complex ones, the real parts first, and what a lane holds of them is a float2 in
 // memory: spectra stay interleaved, and each number is split once for all four products. Three products instead (of sums
-// of parts) would save a quarter, but they are larger than what their difference leaves, and their errors with them.
+// of parts) would save a quarter, but they are larger than what their difference leaves, and so are their errors.
+//
+// As Float32Tensor of tile_tensor.cuh: two tf32 parts of each value, three products. The tensor core, which cuts sums off,
+// adds up 4 complex terms, float32 registers the rest, and CHAIN terms are flushed to c. Splits write to planes of c.
 //
 // Fragment rows g and g + 8 are rows 2g and 2g + 1 of the tile, and two fragments of 8 columns take turns, so that a lane
 // reads two neighbours as a float4 and writes two as a float4. Rows of shared memory have 4 numbers more: 4 terms × 2
 // pairs, a quarter of a warp, fall into different banks.
 //
-// The 16 real terms of a step are summed in the tensor core, steps in registers, and CHAIN terms are flushed to c. Splits
-// write to planes of c, as in fft_multiply.cu. Tiles of 128 × 64 complex numbers, 32 × 32 a warp, or 32 × 32, 16 × 16 a
-// warp; three stages of shared memory.
+// Tiles of 128 × 64 complex numbers, 32 × 32 a warp, or 32 × 32, 16 × 16 a warp; three stages of shared memory.
 #include "fft_multiply.cuh"
-#include "tile_tensor.cuh"
+#include "ptx_mma.cuh"
 
 constexpr int CHAIN = 4096;    // terms summed in one go
 constexpr int STAGES = 3;      // of shared memory
@@ -42,23 +43,23 @@ struct SpectraSums {
     float re[Tile::ROW_TILES][2 * Tile::COLUMN_PAIRS][4], im[Tile::ROW_TILES][2 * Tile::COLUMN_PAIRS][4];
 };
 
-// value = high + low + what 2^-23 leaves of it: high the nearest tf32, and the rest, of which one bit too many may stand, cut
-// off. NaN stays in one of them, an infinity becomes NaN, as in Float32Tensor, and the ALU has a third of the work.
+// value = high + low + at most a bit of 2^-23: high the nearest tf32, low the rest, cut off, which has 12 bits where tf32
+// keeps 11. By bits, because cvt.rna is four instructions of the ALU, for infinities: here they become NaN, as does what
+// rounds to one, and NaN stays in low.
 __device__ __forceinline__ void split(float value, uint32_t& high, uint32_t& low) {
     constexpr uint32_t TF32 = 0xffffe000u;
     high = (__float_as_uint(value) + 0x1000u) & TF32;
     low = __float_as_uint(value - __uint_as_float(high)) & TF32;
 }
 
-// sum + corrections += a · b, all of whose values are in two parts. The tensor core cuts sums off: it adds up only the
-// corrections, which are 2^-11 of the products.
-__device__ __forceinline__ void multiply_parts(float (&sum)[4], float (&corrections)[4], const uint32_t (&high)[4],
-                                               const uint32_t (&low)[4], const uint32_t (&b_high)[2],
-                                               const uint32_t (&b_low)[2]) {
+// sum += a · b, all of whose values are in two parts. The tensor core cuts sums off, so it adds up no more than this, the
+// small corrections first.
+__device__ __forceinline__ void multiply_parts(float (&sum)[4], const uint32_t (&high)[4], const uint32_t (&low)[4],
+                                               const uint32_t (&b_high)[2], const uint32_t (&b_low)[2]) {
     float products[4] = {};
+    mma_tf32(products, low, b_high);
+    mma_tf32(products, high, b_low);
     mma_tf32(products, high, b_high);
-    mma_tf32(corrections, low, b_high);
-    mma_tf32(corrections, high, b_low);
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[i] += products[i];
 }
@@ -71,8 +72,7 @@ __device__ __forceinline__ void turn(const uint32_t (&a)[4], uint32_t (&turned)[
 
 // sums += a · conj(b) of one stage; addresses of the lane's first numbers.
 template <class Tile>
-__device__ __forceinline__ void multiply_spectra(SharedFloats left, SharedFloats right, SpectraSums<Tile>& sums,
-                                                 SpectraSums<Tile>& corrections) {
+__device__ __forceinline__ void multiply_spectra(SharedFloats left, SharedFloats right, SpectraSums<Tile>& sums) {
     constexpr int COLUMNS = 2 * Tile::COLUMN_PAIRS;
 #pragma unroll
     for (int k = 0; k < TERMS; k += MMA_TERMS) {
@@ -96,23 +96,8 @@ __device__ __forceinline__ void multiply_spectra(SharedFloats left, SharedFloats
             turn(low, turned_low);
 #pragma unroll
             for (int n = 0; n < COLUMNS; ++n) {
-                multiply_parts(sums.re[m][n], corrections.re[m][n], high, low, b_high[n], b_low[n]);
-                multiply_parts(sums.im[m][n], corrections.im[m][n], turned_high, turned_low, b_high[n], b_low[n]);
-            }
-        }
-    }
-}
-
-template <class Tile>
-__device__ __forceinline__ void add(SpectraSums<Tile>& sums, const SpectraSums<Tile>& more) {
-#pragma unroll
-    for (int m = 0; m < Tile::ROW_TILES; ++m) {
-#pragma unroll
-        for (int n = 0; n < 2 * Tile::COLUMN_PAIRS; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                sums.re[m][n][i] += more.re[m][n][i];
-                sums.im[m][n][i] += more.im[m][n][i];
+                multiply_parts(sums.re[m][n], high, low, b_high[n], b_low[n]);
+                multiply_parts(sums.im[m][n], turned_high, turned_low, b_high[n], b_low[n]);
             }
         }
     }
@@ -167,16 +152,15 @@ __device__ __forceinline__ void multiply(const float* a, const float* b, float* 
     for (int step = 0; step < STAGES - 1; ++step) copy(step);
     int done = 0;
     do {
-        SpectraSums<Tile> sums = {}, corrections = {};
+        SpectraSums<Tile> sums = {};
 #pragma unroll 1
         for (const int end = min(terms, done + CHAIN); done < end; done += TERMS) {
             copy_async_wait<STAGES - 2>();
             __syncthreads();  // this stage has arrived, and the one before is no longer read
             const int step = done / TERMS, stage = step % STAGES * Tile::STAGE;
             copy(step + STAGES - 1);
-            multiply_spectra<Tile>(rows + stage, columns + stage, sums, corrections);
+            multiply_spectra<Tile>(rows + stage, columns + stage, sums);
         }
-        add<Tile>(sums, corrections);
         // Computed anew: in the loop above every register counts.
         const ProductPlace to = find_product<Tile>(p, opaque(blockIdx.x));
         const int64 plane = (static_cast<int64>(to.split) * p.bins + to.bin) * p.c_columns;
