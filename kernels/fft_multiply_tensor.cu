@@ -17,7 +17,7 @@
 #include "fft_multiply.cuh"
 #include "ptx_mma.cuh"
 
-constexpr int CHAIN = 4096;    // terms summed in one go
+constexpr int CHAIN = 2048;    // terms summed in one go, 4 at a time
 constexpr int STAGES = 3;      // of shared memory
 constexpr int PAIRS = 4;       // numbers between rows of shared memory, beside the tile's
 constexpr int MMA_TERMS = 4;   // complex terms of a product on tensor cores

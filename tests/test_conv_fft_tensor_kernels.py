@@ -26,16 +26,20 @@ def launched(monkeypatch) -> list[str]:
     return names
 
 
+def parts(z):
+    return np.stack([z.real, z.imag], -1)
+
+
 def products(device, a, b, splits=1, columns=None, add=None):
-    """Planes of Σ_k a (bins,k,m) · conj(b (bins,k,n)), complex; of the columns only so many."""
-    pair = on(device, *(np.stack([z.real, z.imag], -1)[None].astype(np.float32) for z in (a, b)))
+    """Planes of the parts of Σ_k a (bins,k,m) · conj(b (bins,k,n)); of the columns only so many."""
+    pair = on(device, *(parts(z)[None].astype(np.float32) for z in (a, b)))
     size = splits, len(a), columns or b.shape[2], a.shape[2], 2
     c = devices.empty(size, np.float32, pair[0])
     if add is not None:
         c[...] = add
     with gpucnn.precision("float32_tensor"):
         conv_fft._multiply(*pair, c, add is not None)
-    return devices.to_numpy(c).view(np.complex64)[..., 0]
+    return devices.to_numpy(c)
 
 
 def integers(rng, largest, size):
@@ -44,7 +48,7 @@ def integers(rng, largest, size):
 
 
 def definition(a, b):
-    return np.einsum("zkm,zkn->znm", a, b.conj())
+    return parts(np.einsum("zkm,zkn->znm", a, b.conj()))
 
 
 @pytest.mark.parametrize("tile", conv_fft.PRODUCT_TILES)
@@ -64,22 +68,22 @@ def test_products_are_exact(tile, rows, columns, terms, splits, largest, device,
     a, b = (integers(rng, most, (BINS, terms, n)) for most, n in zip(largest, (rows, columns), strict=True))
     want = definition(a, b)
     assert_equal(products(device, a, b, splits).sum(0), want)
-    assert_equal(products(device, a, b, splits, columns - 1)[..., :rows].sum(0), want[:, :-1])
-    assert_equal(products(device, a, b, splits, add=2).sum(0), want + splits * (2 + 2j))
+    assert_equal(products(device, a, b, splits, columns - 1).sum(0), want[:, :-1])
+    assert_equal(products(device, a, b, splits, add=2).sum(0), want + 2 * splits)
     assert set(launched) == {f"fft_multiply_float32_tensor_{tile}"}
 
 
-@pytest.mark.parametrize("terms", [4096, 4104, 8200])
+@pytest.mark.parametrize("terms", [2048, 2056, 4100])
 def test_more_terms_than_a_chain_are_exact(terms, device, rng):
     a, b = (integers(rng, 9, (1, terms, 2)) for _ in "ab")
     assert_equal(products(device, a, b)[0], definition(a, b))
-    assert_equal(products(device, a, b, add=1)[0], definition(a, b) + 1 + 1j)
+    assert_equal(products(device, a, b, add=1)[0], definition(a, b) + 1)
 
 
 def test_long_sums_round_like_short_ones(device, rng):
-    a, b = (rng.random((2, terms, 4)) + 1j * rng.random((2, terms, 4)) for terms in (6000, 6000))
-    a, b = a.astype(np.complex64), b.astype(np.complex64)
-    assert_relative_l2(products(device, a, b)[0], definition(a.astype(complex), b.astype(complex)), 3e-7)
+    a, b = ((rng.random((2, 6000, 4)) + 1j * rng.random((2, 6000, 4))).astype(np.complex64) for _ in "ab")
+    got, want = products(device, a, b)[0], definition(a.astype(np.complex128), b.astype(np.complex128))
+    assert_relative_l2(got, want, 3e-7)
 
 
 CASES = {  # x, weight, padding, tile
@@ -145,8 +149,8 @@ def test_many_pixels_in_chunks_and_splits(device, rng, monkeypatch):
     assert conv_fft._weight_plan(shape, None).splits > 1
     pair = operands("conv2d_backward_weight", shape, rng)
     want = run("cpu", "conv2d_backward_weight", shape, [array.astype(np.float64) for array in pair], "float32")
-    least = ops.table("conv2d_backward_weight", "sim")["fft"].workspace_bytes(shape, pair[0].dtype, 0)
-    for limit in (None, least):
+    assert conv_fft._weight_plan(shape, 1 << 19).images < 3
+    for limit in (None, 1 << 19):
         got = run(device, "conv2d_backward_weight", shape, pair, "float32_tensor", limit)
         assert_relative_l2(devices.to_numpy(got), want, 1e-6)
 
