@@ -254,7 +254,7 @@ OF_KERNELS = (
     Mutant(
         "half_tail_pixels_unmasked",
         "conv2d_half_backward_weight.cuh",
-        "const bool pixel = at.number < end;",
+        "const bool pixel = at.left > 0;",
         "const bool pixel = true;",
         "test_conv_half_kernels.py -k test_exact and many_terms and backward_weight and last-last",
     ),
