@@ -165,6 +165,13 @@ def test_values_that_are_not_finite_become_nan_in_their_tile(device, rng):
     assert_same_bits(got[1], clean[1])
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000, 0x7F800000])
+def test_no_nan_is_lost_in_parts(bits, device):
+    """Rounded by bits, 0x7FFFFFFF alone would be -0."""
+    a = np.array([bits, 0, bits, 0], np.uint32).view(np.complex64).reshape(1, 1, 2)
+    assert np.isnan(products(device, a, np.ones((1, 1, 2)))).all()
+
+
 def test_in_tf32_it_is_as_accurate_as_in_float32_tensor(device, rng, launched):
     shape = shape_of("primes")
     pair = operands("conv2d_forward", shape, rng)
