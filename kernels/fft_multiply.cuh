@@ -1,5 +1,5 @@
-// What the products of spectra share, on the float32 units (fft_multiply.cu) and on tensor cores (fft_multiply_tensor.cu):
-// their arguments, the copies of tiles to shared memory, and which tile, bin and split a block has.
+// What the products of spectra share, on the float32 units (fft_multiply.cu) and on tensor cores
+// (fft_multiply_tensor.cu): arguments, copies of tiles to shared memory, and which tile, bin and split a block has.
 #pragma once
 #include "ptx.cuh"
 

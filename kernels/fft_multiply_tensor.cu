@@ -1,17 +1,17 @@
 // Products of spectra as in fft_multiply.cu, on tensor cores with float32's errors, from sm_80:
 // c[bin][n][m] = Σ_k a[bin][k][m] · conj(b[bin][k][n]), float2, added to c if `add`, else c is overwritten.
 //
-// A complex product is a real one of twice the terms: re = (a.re, a.im) · (b.re, b.im), im = (a.im, −a.re) · (b.re, b.im).
-// So the 8 terms of mma.sync are 4 complex ones, the real parts first, and what a lane holds of them is a float2 in
-// memory: spectra stay interleaved, and each number is split once for all four products. Three products instead (of sums
-// of parts) would save a quarter, but they are larger than what their difference leaves, and so are their errors.
+// A complex product is a real one of twice the terms: re = (a.re, a.im) · (b.re, b.im), im = (a.im, −a.re) · (b.re,
+// b.im). So the 8 terms of mma.sync are 4 complex ones, the real parts first, and what a lane holds of them is a float2
+// in memory: spectra stay interleaved, and each number is split once for all four products. Three products instead (of
+// sums of parts) would save a quarter, but they are larger than what their difference leaves, and so are their errors.
 //
-// As Float32Tensor of tile_tensor.cuh: two tf32 parts of each value, three products. The tensor core, which cuts sums off,
-// adds up 4 complex terms, float32 registers the rest, and CHAIN terms are flushed to c. Splits write to planes of c.
+// As Float32Tensor of tile_tensor.cuh: two tf32 parts of each value, three products. The tensor core, which cuts sums
+// off, adds up 4 complex terms, float32 registers the rest, and CHAIN terms are flushed to c, or a split's plane of it.
 //
-// Fragment rows g and g + 8 are rows 2g and 2g + 1 of the tile, and two fragments of 8 columns take turns, so that a lane
-// reads two neighbours as a float4 and writes two as a float4. Rows of shared memory have 4 numbers more: 4 terms × 2
-// pairs, a quarter of a warp, fall into different banks.
+// Fragment rows g and g + 8 are rows 2g and 2g + 1 of the tile, and two fragments of 8 columns take turns, so that a
+// lane reads two neighbours as a float4 and writes two as a float4. Rows of shared memory have 4 numbers more: 4 terms
+// × 2 pairs, a quarter of a warp, fall into different banks.
 //
 // Tiles of 128 × 64 complex numbers, 32 × 32 a warp, or 32 × 32, 16 × 16 a warp; three stages of shared memory.
 #include "fft_multiply.cuh"
@@ -43,17 +43,17 @@ struct SpectraSums {
     float re[Tile::ROW_TILES][2 * Tile::COLUMN_PAIRS][4], im[Tile::ROW_TILES][2 * Tile::COLUMN_PAIRS][4];
 };
 
-// value = high + low + at most a bit of 2^-23: high the nearest tf32, low the rest, cut off, which has 12 bits where tf32
-// keeps 11. By bits, because cvt.rna is four instructions of the ALU, for infinities: here they become NaN, as does what
-// rounds to one, and NaN stays in low.
+// value = high + low + at most a bit of 2^-23: high the nearest tf32, low the rest, cut off, which has 12 bits where
+// tf32 keeps 11. By bits, because cvt.rna is four instructions of the ALU, for infinities: here they become NaN, as
+// does what rounds to one, and NaN stays in low.
 __device__ __forceinline__ void split(float value, uint32_t& high, uint32_t& low) {
     constexpr uint32_t TF32 = 0xffffe000u;
     high = (__float_as_uint(value) + 0x1000u) & TF32;
     low = __float_as_uint(value - __uint_as_float(high)) & TF32;
 }
 
-// sum += a · b, all of whose values are in two parts. The tensor core cuts sums off, so it adds up no more than this, the
-// small corrections first.
+// sum += a · b, all of whose values are in two parts. The tensor core cuts sums off, so it adds up no more than this,
+// the small corrections first.
 __device__ __forceinline__ void multiply_parts(float (&sum)[4], const uint32_t (&high)[4], const uint32_t (&low)[4],
                                                const uint32_t (&b_high)[2], const uint32_t (&b_low)[2]) {
     float products[4] = {};

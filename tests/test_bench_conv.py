@@ -446,7 +446,7 @@ def test_all_stands_for_every_algorithm_and_auto(tmp_path: Path):
 
 @pytest.mark.parametrize("precision", ["float32_tensor", "tf32"])
 def test_tensor_cores_on_the_simulator(precision, tmp_path: Path):
-    """Rows are right within the precision's limit; in tf32 only winograd4 and fft, which do without, are in float32's."""
+    """Rows are right within the precision's limit; in tf32 only winograd4 and fft, which do without, in float32's."""
     path, sim = tmp_path / "out.json", ["--device", "sim", "--repeat", "1", "--json"]
     label = POLICIES[precision].label
     shape = ["--shape", "1,16,6,6,8,3,3,1,1", "--passes", "forward", "--algorithms", "implicit_gemm,winograd4,fft,auto"]
