@@ -81,6 +81,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "fft_tiles_": ("STS.64", "LDS.64", "STG.E.64"),
     "fft_inverse_tiles_": ("LDG.E.64", "STS.64", "LDS.64"),
     "fft_multiply_": ("LDGSTS.E.128", "LDS.128", "STG.E.128"),
+    "fft_multiply_float32_tensor_": ("HMMA",),
     "winograd_64x32x8": ("LDGSTS.E.128", "LDS.128", "STS.128", "STG.E.64"),
     "winograd_64x32x4": ("LDG.E.128", "LDS.128", "STS.128", "STG.E.64"),
     "winograd_backward_weight_": ("LDS.128", "STS.128"),
@@ -120,6 +121,8 @@ BUDGETS: dict[str, int] = {
     **{f"gemm_{layout}_tf32_128x128": 11 for layout in ("nn", "nt", "tn")},
     **{f"gemm_{layout}_float32_tensor_128x128": 14 for layout in ("nn", "nt", "tn", "nt_flush", "tn_flush")},
     **{f"gemm_{layout}_float32_tensor_64x64": 10 for layout in ("nn", "nt", "tn", "nt_flush", "tn_flush")},
+    "fft_multiply_float32_tensor_128x64": 18,
+    "fft_multiply_float32_tensor_32x32": 12,
 }
 PRODUCTS = ("HGMMA", "HMMA", "FFMA")  # a kernel's main loop is that with most of the first of these that it has
 # What the table keeps of the loops of kernels on tensor cores: of that of products, and of another that copies by TMA.

@@ -14,11 +14,11 @@
         HalfWeightGradient<type, Tile, Loader>{x, gy, planes, images, table}.run(ring);                                  \
     }
 
-CONV2D_BACKWARD_WEIGHT_HALF(bfloat16, units, PixelRows, 128, 128, 64, 32, 256, 1)
+CONV2D_BACKWARD_WEIGHT_HALF(bfloat16, units, PixelRows, 128, 128, 64, 32, 256, 2)
 CONV2D_BACKWARD_WEIGHT_HALF(bfloat16, units, PixelRows, 64, 64, 32, 32, 128, 4)
 CONV2D_BACKWARD_WEIGHT_HALF(bfloat16, values, PixelPairs, 128, 128, 64, 32, 256, 1)
 CONV2D_BACKWARD_WEIGHT_HALF(bfloat16, values, PixelPairs, 64, 64, 32, 32, 128, 3)
-CONV2D_BACKWARD_WEIGHT_HALF(float16, units, PixelRows, 128, 128, 64, 32, 256, 1)
+CONV2D_BACKWARD_WEIGHT_HALF(float16, units, PixelRows, 128, 128, 64, 32, 256, 2)
 CONV2D_BACKWARD_WEIGHT_HALF(float16, units, PixelRows, 64, 64, 32, 32, 128, 4)
 CONV2D_BACKWARD_WEIGHT_HALF(float16, values, PixelPairs, 128, 128, 64, 32, 256, 1)
 CONV2D_BACKWARD_WEIGHT_HALF(float16, values, PixelPairs, 64, 64, 32, 32, 128, 3)

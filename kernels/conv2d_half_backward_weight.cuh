@@ -33,15 +33,15 @@ struct HalfImages {
 
 // An output pixel that a thread walks along by additions with carries.
 struct PixelWalk {
-    int number, n, p, q;
-    __device__ __forceinline__ void start(int pixel, const HalfImages& images) {
+    int left, n, p, q;  // left: pixels of the block from this one on, if any
+    __device__ __forceinline__ void start(int pixel, int end, const HalfImages& images) {
         int rest;
-        number = pixel;
+        left = end - pixel;
         n = divide(pixel, images.product.by_image, rest);
         p = divide(rest, images.product.by_row, q);
     }
     __device__ __forceinline__ void advance(const HalfImages& images) {  // by 16
-        number += 16;
+        left -= 16;
         q += images.product.step[2];
         const bool next_row = q >= images.shape.Q;
         if (next_row) q -= images.shape.Q;
@@ -78,27 +78,26 @@ struct PixelRows {
     static_assert(Tile::TILE_M == Tile::TILE_N && Tile::THREADS / UNITS == 16, "16 pixels at a time");
     const HalfImages& images;
     const T *x, *gy;  // of the block's group, at the thread's column and filters
-    int end;          // of the block's pixels
     bool exists;      // the thread's filters
     HalfColumn column;
     PixelWalk at;
 
     __device__ __forceinline__ PixelRows(const HalfImages& all, const T* x_, const T* gy_, HalfColumn*, int filter,
-                                         int filters, int first_column, int begin, int end_)
-        : images(all), x(x_), gy(gy_), end(end_) {
+                                         int filters, int first_column, int begin, int end)
+        : images(all), x(x_), gy(gy_) {
         const int unit = threadIdx.x % UNITS * UNIT;
         exists = filter + unit < filters;
         gy += filter + unit;
         column = images.column(first_column + unit);
         x += column.offset;
-        at.start(begin + threadIdx.x / UNITS, images);
+        at.start(begin + threadIdx.x / UNITS, end, images);
     }
     __device__ __forceinline__ void fetch(T* stage) {
         const int term = threadIdx.x / UNITS, chunk = threadIdx.x % UNITS;
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass) {
             T* to = stage + term_place<Tile::TILE_M>(term, chunk) + pass * 16 * Tile::TILE_M;
-            const bool pixel = at.number < end;
+            const bool pixel = at.left > 0;
             copy_unit(to, gy + at.gy(images), pixel && exists);
             copy_unit(to + Tile::RIGHT, x + at.x(images), pixel && at.is_inside(images, column));
             at.advance(images);
@@ -116,27 +115,27 @@ struct PixelPairs {
     const HalfImages& images;
     const T *x, *gy;
     const HalfColumn* columns;
-    int end, rows;  // of the block's pixels; how many of the thread's filters exist
+    int rows;  // how many of the thread's filters exist
     PixelWalk at[2];
     uint32_t left[PASSES], right[PASSES];
 
     static __device__ __forceinline__ int pair() { return threadIdx.x % PAIRS; }
     static __device__ __forceinline__ int row() { return threadIdx.x / PAIRS; }
     __device__ __forceinline__ PixelPairs(const HalfImages& all, const T* x_, const T* gy_, HalfColumn* table, int filter,
-                                          int filters, int first_column, int begin, int end_)
-        : images(all), x(x_), gy(gy_), columns(table), end(end_) {
+                                          int filters, int first_column, int begin, int end)
+        : images(all), x(x_), gy(gy_), columns(table) {
         if (threadIdx.x < COLUMNS) table[threadIdx.x] = images.column(first_column + threadIdx.x);
         __syncthreads();
         rows = ceil_div(filters - filter - row(), ROWS);
         gy += (filter + row()) * images.gy_strides.channel;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) at[i].start(begin + pair() * 2 + i, images);
+        for (int i = 0; i < 2; ++i) at[i].start(begin + pair() * 2 + i, end, images);
     }
     __device__ __forceinline__ void fetch(T*) {
         const int step = ROWS * static_cast<int>(images.gy_strides.channel);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const bool exists = at[i].number < end;
+            const bool exists = at[i].left > 0;
             const T* from = gy + at[i].gy(images);
             const T* corner = x + at[i].x(images);
             const int h = exists ? at[i].row(images) : -2 * NOWHERE, w = at[i].column(images);
@@ -178,8 +177,9 @@ struct HalfWeightGradient {
     };
     __device__ __forceinline__ Place place() const {
         const ConvShape& s = images.shape;
-        const int filters = s.K / s.groups, tiles = ceil_div(filters, Tile::TILE_M), tile = opaque(blockIdx.x);
-        return {filters, s.C / s.groups * s.R * s.S, tile % tiles * Tile::TILE_M, tile / tiles * Tile::TILE_N,
+        const int groups = opaque(s.groups);
+        const int filters = s.K / groups, tiles = ceil_div(filters, Tile::TILE_M), tile = opaque(blockIdx.x);
+        return {filters, s.C / groups * s.R * s.S, tile % tiles * Tile::TILE_M, tile / tiles * Tile::TILE_N,
                 opaque(blockIdx.z)};
     }
 

@@ -7,10 +7,9 @@
 // Tiles of 128 × 64 complex numbers (8 × 4 a thread) or 32 × 32 (4 × 4), 8 terms at a step, two stages of shared memory.
 // Lanes stand 8 along m × 4 along n, two numbers a float4: as in tile.cuh, neighbours agree in pairs, so that every
 // LDS.128 takes 2 passes.
-#include "ptx.cuh"
+#include "fft_multiply.cuh"
 
 constexpr int CHUNK = 1024;  // terms summed in one go
-constexpr int TERMS = 8;     // at a step
 // Two blocks fit a multiprocessor everywhere without a spill; from sm_100 on KERNEL asks for one less than it is told.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int LARGE_TILE_BLOCKS = 3;
@@ -19,41 +18,12 @@ constexpr int LARGE_TILE_BLOCKS = 2;
 #endif
 constexpr int GROUP_M = 16, GROUP_N = 8;  // complex numbers that one group of a warp's lanes covers
 
-struct FftProduct {
-    int M, N, K, bins;         // N: of b; c has `c_columns` of them
-    int c_columns, splits, split_terms, add;
-};
-
 template <int ROWS_OF_WARPS, int COLUMNS_OF_WARPS, int ROW_GROUPS, int COLUMN_GROUPS>
 struct ComplexTile {
     static constexpr int GROUPS_M = ROW_GROUPS, GROUPS_N = COLUMN_GROUPS, WARPS_M = ROWS_OF_WARPS;
     static constexpr int M = ROWS_OF_WARPS * GROUP_M * GROUPS_M, N = COLUMNS_OF_WARPS * GROUP_N * GROUPS_N;
     static constexpr int THREADS = ROWS_OF_WARPS * COLUMNS_OF_WARPS * WARP_SIZE;
     static_assert(CHUNK % (2 * TERMS) == 0, "a chunk ends in the second stage, so the next may begin in the first");
-};
-
-// Copies tiles of 8 terms × EXTENT complex numbers by 16 bytes; zeros past the last.
-template <int EXTENT, int THREADS>
-struct SpectraLoader {
-    static constexpr int LINE = EXTENT / 2, PASS = THREADS / LINE, PASSES = TERMS / PASS;  // LINE: copies of a term
-    static_assert(THREADS % LINE == 0 && TERMS % PASS == 0, "whole passes");
-    const float* source;
-    int64 pitch;
-    bool exists;
-
-    __device__ __forceinline__ SpectraLoader(const float* matrix, int width, int first) {
-        const int at = first + threadIdx.x % LINE * 2;
-        pitch = 2 * static_cast<int64>(width);
-        exists = at < width;
-        source = matrix + threadIdx.x / LINE * pitch + 2 * at;
-    }
-    __device__ __forceinline__ void copy(float* tile, int remaining) {
-#pragma unroll
-        for (int pass = 0; pass < PASSES; ++pass, source += PASS * pitch) {
-            const int term = pass * PASS + threadIdx.x / LINE;
-            copy_async16(tile + term * 2 * EXTENT + threadIdx.x % LINE * 4, source, exists && term < remaining ? 16 : 0);
-        }
-    }
 };
 
 template <class Tile>
@@ -108,17 +78,6 @@ __device__ __forceinline__ void store_spectra(const ComplexSums<Tile>& sums, flo
     }
 }
 
-struct ProductPlace {
-    int row, column, bin, split;
-};
-template <class Tile>
-__device__ __forceinline__ ProductPlace find_product(const FftProduct& p, unsigned number) {
-    const unsigned tiles_m = ceil_div(p.M, Tile::M), tiles_n = ceil_div(p.N, Tile::N);
-    const unsigned tile = number % (tiles_m * tiles_n), rest = number / (tiles_m * tiles_n);
-    return {static_cast<int>(tile % tiles_m) * Tile::M, static_cast<int>(tile / tiles_m) * Tile::N,
-            static_cast<int>(rest % p.bins), static_cast<int>(rest / p.bins)};
-}
-
 template <class Tile>
 __device__ __forceinline__ void multiply(const float* a, const float* b, float* c, const FftProduct& p) {
     SHARED(float, a_tiles, [2][TERMS * 2 * Tile::M]);
@@ -126,8 +85,8 @@ __device__ __forceinline__ void multiply(const float* a, const float* b, float* 
     const ProductPlace at = find_product<Tile>(p, blockIdx.x);
     const int first_term = at.split * p.split_terms, terms = min(p.split_terms, p.K - first_term);
     const int64 first = static_cast<int64>(at.bin) * p.K + first_term;
-    SpectraLoader<Tile::M, Tile::THREADS> left(a + first * 2 * p.M, p.M, at.row);
-    SpectraLoader<Tile::N, Tile::THREADS> right(b + first * 2 * p.N, p.N, at.column);
+    SpectraLoader<Tile::M, Tile::THREADS, 2 * Tile::M> left(a + first * 2 * p.M, p.M, at.row);
+    SpectraLoader<Tile::N, Tile::THREADS, 2 * Tile::N> right(b + first * 2 * p.N, p.N, at.column);
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
     const int m = warp % Tile::WARPS_M * GROUP_M * Tile::GROUPS_M + (lane >> 1 & 7) * 2;
     const int n = warp / Tile::WARPS_M * GROUP_N * Tile::GROUPS_N + ((lane & 1) | (lane >> 3 & 2)) * 2;

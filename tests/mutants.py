@@ -254,7 +254,7 @@ OF_KERNELS = (
     Mutant(
         "half_tail_pixels_unmasked",
         "conv2d_half_backward_weight.cuh",
-        "const bool pixel = at.number < end;",
+        "const bool pixel = at.left > 0;",
         "const bool pixel = true;",
         "test_conv_half_kernels.py -k test_exact and many_terms and backward_weight and last-last",
     ),
@@ -535,10 +535,38 @@ OF_KERNELS = (
     ),
     Mutant(
         "fft_terms_past_the_last",
-        "fft_multiply.cu",
+        "fft_multiply.cuh",
         "exists && term < remaining ? 16 : 0",
         "exists ? 16 : 0",
         "test_conv_fft_kernels.py -k test_errors_are_bounded and vgg and 16",
+    ),
+    Mutant(
+        "fft_tensor_convolution_for_correlation",
+        "fft_multiply_tensor.cu",
+        "turned[3] = a[1] ^ SIGN;",
+        "turned[3] = a[1];",
+        "test_conv_fft_tensor_kernels.py -k test_products_are_exact and 2-2-1 and 32x32",
+    ),
+    Mutant(
+        "fft_tensor_without_low_parts",
+        "fft_multiply_tensor.cu",
+        "mma_tf32(products, low, b_high);",
+        "",
+        "test_conv_fft_tensor_kernels.py -k test_products_are_exact and 2-2-1 and 32x32",
+    ),
+    Mutant(
+        "fft_tensor_later_chains_overwrite",
+        "fft_multiply_tensor.cu",
+        "done > CHAIN || p.add);",
+        "p.add);",
+        "test_conv_fft_tensor_kernels.py -k test_more_terms_than_a_chain_are_exact",
+    ),
+    Mutant(
+        "fft_tensor_reads_stages_too_early",
+        "fft_multiply_tensor.cu",
+        "copy_async_wait<STAGES - 2>();",
+        "copy_async_wait<STAGES - 1>();",
+        "test_conv_fft_tensor_kernels.py -k test_products_are_exact and 130-66-57 and 32x32",
     ),
     Mutant(
         "im2col_left_padding_unchecked",

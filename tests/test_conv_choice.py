@@ -140,6 +140,7 @@ TENSOR_FLOORS = {  # from 165, 495 and 990 · 10^12 operations a second
     "V2_1": {"float32_tensor": 0.717, "tf32": 0.239, "bfloat16": 0.120},
     "V3_2": {"float32_tensor": 1.435, "tf32": 0.478, "bfloat16": 0.239},
 }
+FFT_FLOORS = {"A3": 0.060 + 0.043, "A2": 0.039 + 0.059}  # on tensor cores: of products, and of the bytes around them
 WINOGRAD4_FLOORS = {"V1_2": 1.884, "V2_2": 0.942, "V3_2": 0.637, "V4_2": 0.498 + 0.010, "V5": 0.159 + 0.010}
 
 
@@ -161,6 +162,17 @@ def test_floors_of_winograd4_on_tensor_cores(layer):
     assert estimates["float32_tensor"] == estimates["tf32"]  # its products are never in tf32
 
 
+@pytest.mark.parametrize("layer", FFT_FLOORS)
+def test_floors_of_fft_on_tensor_cores(layer):
+    estimates = {
+        arithmetic: conv_cost.estimate("fft", "conv2d_forward", LAYERS[layer], H200, None, arithmetic)
+        for arithmetic in ("float32", "float32_tensor", "tf32")
+    }
+    assert estimates["float32_tensor"].floor / 1e9 == pytest.approx(FFT_FLOORS[layer], rel=0.02)
+    assert estimates["float32_tensor"] == estimates["tf32"]  # its products are never in tf32
+    assert estimates["float32_tensor"].planned < estimates["float32"].planned
+
+
 TENSOR_REGIMES = {  # on the H200: (shape, choice in float32_tensor, in tf32, in bfloat16 where transforms are none)
     "first layer": (LAYERS["V1_1"], "direct", "implicit_gemm", "implicit_gemm"),
     "first layer, stride 4": (LAYERS["A1"], "implicit_gemm", "implicit_gemm", "implicit_gemm"),
@@ -170,7 +182,8 @@ TENSOR_REGIMES = {  # on the H200: (shape, choice in float32_tensor, in tf32, in
     "3x3, 128 channels": (LAYERS["V2_2"], "winograd4", "implicit_gemm", "implicit_gemm"),
     "3x3, many channels": (LAYERS["V3_2"], "winograd4", "implicit_gemm", "implicit_gemm"),
     "3x3, 14x14 and a batch": (LAYERS["V5"], "winograd4", "implicit_gemm", "implicit_gemm"),
-    "3x3, 13x13, 128 images": (LAYERS["A3"], "winograd4", "implicit_gemm", "implicit_gemm"),
+    "3x3, 13x13, 128 images": (LAYERS["A3"], "fft", "implicit_gemm", "implicit_gemm"),
+    "3x3, 64 to 128 channels": (LAYERS["V2_1"], "fft", "implicit_gemm", "implicit_gemm"),
     "3x3, one image": (conv(1, 256, 14, 256, 3, 1, 1), "implicit_gemm", "implicit_gemm", "implicit_gemm"),
     "5x5": (LAYERS["A2"], "fft", "fft", "implicit_gemm"),
     "9x9": (LAYERS["L2"], "fft", "fft", "implicit_gemm"),
@@ -209,7 +222,7 @@ def test_the_precision_in_force_decides():
             found[name] = ops.choose("conv2d_forward", shape, "sim")
             reason = ops.explain("conv2d_forward", shape, "sim").reason
         assert (f" in {name}," in reason) == (name != "float32")
-    assert found == {"float32": "winograd4", "float32_tensor": "winograd4", "tf32": "implicit_gemm"}
+    assert found == {"float32": "winograd4", "float32_tensor": "fft", "tf32": "implicit_gemm"}
 
 
 def test_the_weights_of_implicit_gemm_are_brought_into_order_first():

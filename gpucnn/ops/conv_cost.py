@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 
 
 TILES = (Tile(128, 128, 16, 100, 2), Tile(64, 64, 16, 88, 4))
-COMPLEX_TILES = (Tile(128, 64, 8, 100, 2),)
+COMPLEX_TILES = {"float32": (Tile(128, 64, 8, 100, 2),), "float32_tensor": (Tile(128, 64, 8, 100, 1),)}
 TENSOR_TILES = {
     "float32_tensor": (Tile(128, 128, 16, 100, 1), Tile(64, 64, 16, 78, 3)),
     "tf32": (Tile(128, 128, 16, 100, 2), Tile(64, 64, 16, 73, 4)),
@@ -80,7 +80,8 @@ def used(algorithm: str, arithmetic: str) -> str:
     """The arithmetic of an algorithm's products where `arithmetic` is allowed."""
     if algorithm in ("implicit_gemm", "im2col"):
         return arithmetic
-    return "float32_tensor" if algorithm == "winograd4" and arithmetic in ("float32_tensor", "tf32") else "float32"
+    transformed = algorithm in ("winograd4", "fft") and arithmetic in ("float32_tensor", "tf32")
+    return "float32_tensor" if transformed else "float32"
 
 
 def unit(arithmetic: str, card: Card, planned: int = PRODUCT) -> Unit:
@@ -326,7 +327,8 @@ def _winograd4(operation: str, shape: ConvShape, target: Target, limit: int | No
 
 def _fft(operation: str, shape: ConvShape, target: Target, limit: int | None) -> list[Stage]:
     """Tiles of t × t, of which t − R + 1 rows are results: the size that is fastest."""
-    unit = target.unit("fft", STAGED)._replace(tiles=COMPLEX_TILES)
+    unit = target.unit("fft", STAGED)
+    unit = unit._replace(tiles=COMPLEX_TILES[unit.arithmetic], size=8)
     stages = [
         _staged(
             operation,

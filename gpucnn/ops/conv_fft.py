@@ -5,6 +5,9 @@ On the CPU csrc/conv2d_fft.cpp computes it. Where kernels run, tiles of images, 
 (kernels/fft_tiles.cu), multiplied as one complex matrix product a frequency (kernels/fft_multiply.cu), and transformed
 back; images are taken in chunks, so that the spectra keep a limit of memory.
 A value that is not finite spoils the whole tile that reads it (in backward_weight: the whole filter gradient).
+
+In every precision but float32 the products are float32_tensor's (kernels/fft_multiply_tensor.cu): what tf32 leaves of a
+spectrum is an error of the largest pixels of a tile, which a small pixel beside them has as well.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.launch import Strided, launch
 from gpucnn.launch.division import divisor
+from gpucnn.ops.gemm import arithmetic_of
 from gpucnn.ops.shapes import ConvShape
 
 TILES = (16, 32, 64)  # their sizes
@@ -317,5 +321,6 @@ def _multiply(a: Any, b: Any, c: Any, add: bool = False) -> None:
     columns, splits = b.shape[3], c.shape[0]
     name = _product_tile(rows, columns)
     tiles = _product_tiles(name, rows, columns)
-    launch(f"fft_multiply_{name}", tiles * bins * splits, a, b, c,
+    prefix = "" if arithmetic_of("fft", c) == "float32" else "float32_tensor_"
+    launch(f"fft_multiply_{prefix}{name}", tiles * bins * splits, a, b, c,
            (rows, columns, terms, bins, c.shape[2], splits, -(-terms // splits), int(add)))  # fmt: skip

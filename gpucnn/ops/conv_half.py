@@ -23,6 +23,7 @@ from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
 from gpucnn.ops.shapes import ConvShape
 
 # The rate of mma.sync is eight times that of float32 units on sm_80, and more later; small tiles read more for it.
+# Of backward_weight by single values a multiprocessor holds one large tile and three small ones.
 TILES = (Tile(128, 128, 2, 600), Tile(64, 64, 4, 400))
 WEIGHTS = "backward_weight"
 STEP = 32  # terms that a kernel takes at a time
