@@ -13,6 +13,7 @@ from kernel_check import SCHEDULES, on
 from gpucnn import device as devices
 from gpucnn.launch import simulator
 from gpucnn.ops import conv, conv_hopper
+from gpucnn.ops.gemm_hopper import Form
 from gpucnn.ops.shapes import ConvShape, conv_shape
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
@@ -55,14 +56,14 @@ def run(
         assert conv_hopper.takes(operation, shape, read, other)
         weight, offset = on(device, w.astype(stored), None if added is None else added.astype(np.float32))
         moved = images(addend, kind, device) if residual else None
-        conv_hopper.forward(read, weight, offset, moved, other, shape, relu, blocks, tile)
+        conv_hopper.forward(read, weight, offset, moved, other, shape, relu, blocks, Form(tile))
         got = other
     elif operation == "backward_input":
         want = conv.conv2d_backward_input(gy, w, shape)
         read = images(gy, kind, device)
         got = output(shape.x, kind, read)
         assert conv_hopper.takes(operation, shape, read, got)
-        conv_hopper.backward_input(read, *on(device, w.astype(stored)), got, shape, blocks, tile)
+        conv_hopper.backward_input(read, *on(device, w.astype(stored)), got, shape, blocks, Form(tile))
     else:
         want = conv.conv2d_backward_weight(x, gy, shape)
         read, other = images(x, kind, device), images(gy, kind, device)
@@ -115,7 +116,6 @@ def test_pixels_reach_over_images(device, operation):
 def test_random_shapes(device, size, filters, window, stride, padding, dilation, operation, kind):
     if any((k - 1) * d + 1 > n + 2 * p for k, d, n, p in zip(window, dilation, size[2:], padding, strict=True)):
         return
-    stride = (1, 1) if operation == "backward_input" else stride
     N, C, H, W = size
     run(
         device,
@@ -123,6 +123,21 @@ def test_random_shapes(device, size, filters, window, stride, padding, dilation,
         shape_of(N, C, H, W, filters, *window, stride=stride, padding=padding, dilation=dilation),
         kind,
     )
+
+
+STRIDED = {
+    "3x3": shape_of(2, 72, 9, 11, 136, 3, 3, stride=2, padding=1),
+    "1x1": shape_of(3, 16, 7, 10, 24, 1, 1, stride=2),  # three of four phases have no taps
+    "7x5": shape_of(1, 8, 23, 14, 16, 7, 5, stride=(4, 3), padding=(2, 0)),
+    "dilated": shape_of(2, 8, 13, 12, 16, 4, 3, stride=(4, 2), padding=(1, 2), dilation=(2, 4)),  # odd rows have none
+    "border": shape_of(2, 8, 1, 9, 16, 1, 3, stride=(2, 3), padding=1),  # of one row, which no tap meets
+}
+
+
+@pytest.mark.parametrize("shape", STRIDED.values(), ids=STRIDED)
+@pytest.mark.parametrize("tile", ["128x128", "128x256"])
+def test_phases_of_strides(device, tile, shape):
+    run(device, "backward_input", shape, tile=tile, blocks=3)
 
 
 def test_filters_that_no_map_has(device):
@@ -142,12 +157,14 @@ def test_weight_gradient_in_splits(device, out):
     run(device, "backward_weight", shape_of(9, 8, 17, 17, 8, 3, 3), out=out)
 
 
-@pytest.mark.parametrize("operation", PASSES)
+@pytest.mark.parametrize("operation", [*PASSES, "phases"])
 @pytest.mark.parametrize("mode", ["asan", "race"])
 def test_sound(device, operation, mode):
     if device != "sim":
         pytest.skip("modes of the simulator")
     shape = shape_of(1, 8, 12, 13, 16, 2, 2, padding=1)
+    if operation == "phases":
+        operation, shape = "backward_input", shape_of(1, 136, 12, 13, 8, 3, 3, stride=2)
     first = None
     for schedule in SCHEDULES[1:3]:
         with simulator.configured(mode=mode, **schedule):
@@ -190,7 +207,7 @@ def test_what_no_map_has_is_another_kernels(device):
     assert not conv_hopper.takes("forward", shape._replace(groups=2), x, y)
     assert not conv_hopper.takes("forward", shape, devices.contiguous(x), y)
     assert not conv_hopper.takes("forward", shape, x.astype(np.float32), y)
-    assert not conv_hopper.takes("backward_input", shape._replace(stride=(2, 2)), y, x)
+    assert not conv_hopper.takes("backward_input", shape._replace(stride=(5, 1)), y, x)
     wide = shape_of(1, 8, 300, 5, 16, 280, 1)
     x, y = images(np.zeros(wide.x), "bfloat16", device), images(np.zeros(wide.y), "bfloat16", device)
     assert not conv_hopper.takes("forward", wide, x, y)  # taps are at most 254 rows apart

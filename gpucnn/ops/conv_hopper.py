@@ -13,12 +13,14 @@ from typing import Any
 from gpucnn import device as devices
 from gpucnn.launch import architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
-from gpucnn.ops import gemm_hopper
-from gpucnn.ops.gemm_hopper import LINE_BYTES, TILES
+from gpucnn.ops import conv_phases, gemm_hopper
+from gpucnn.ops.conv_phases import Phases
+from gpucnn.ops.gemm_hopper import ANY, LINE_BYTES, TILES, Form, HopperTile
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
 MIN_EXTENT = 32  # filters and channels
+UNIT = 8  # channels that a thread stores at a time
 TYPES = ("bfloat16", "float16")
 
 
@@ -47,7 +49,8 @@ def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
         return False
     if max(shape.N * shape.P * shape.Q, shape.N * shape.H * shape.W) >= 2**31 - 512:
         return False
-    if operation == "backward_input" and shape.stride != (1, 1):
+    strided = operation == "backward_input" and shape.stride != (1, 1)
+    if strided and (max(shape.stride) > conv_phases.MAX_STRIDE or shape.C % UNIT):
         return False
     if not _is_channels_last(other) or not _is_channels_last(read):
         return False
@@ -70,6 +73,8 @@ def _images(operation: str, shape: ConvShape, array: Any, pixels: int) -> tensor
     common: dict[str, Any] = dict(filter=(shape.R, shape.S), padding=padding, dilation=shape.dilation, channels=SLAB,
                                   pixels=pixels, swizzle=LINE_BYTES)  # fmt: skip
     images = array.transpose(0, 2, 3, 1)
+    if operation == "backward_input" and shape.stride != (1, 1):
+        return _phase_images(conv_phases.phases(shape), images, pixels)
     if operation == "backward_input":
         return tensor_map.im2col_backward(images, size=(shape.H, shape.W), **common)
     return tensor_map.im2col(images, stride=shape.stride, **common)
@@ -89,7 +94,7 @@ def _walk(operation: str, shape: ConvShape, channels: int) -> tuple[Any, ...]:
 
 def forward(
     x: Any, weight: Any, bias: Any, residual: Any, y: Any, shape: ConvShape, relu: bool, multiprocessors: int,
-    tile: str | None = None,
+    form: Form = ANY,
 ) -> None:  # fmt: skip
     """y (N,K,P,Q), overwritten with the convolution + bias + residual, then ReLU if `relu`.
 
@@ -97,16 +102,18 @@ def forward(
     """
     packed = devices.empty((shape.K, shape.R * shape.S, shape.C), x.dtype, x)
     _pack(weight, packed, (shape.C * shape.R * shape.S, shape.R * shape.S), False)
-    _multiply("forward", x, packed, bias, residual, y, shape, relu, multiprocessors, tile)
+    _multiply("forward", x, packed, bias, residual, y, shape, relu, multiprocessors, form)
 
 
-def backward_input(
-    gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int, tile: str | None = None
-) -> None:
-    """gx (N,C,H,W), channels-last, overwritten, of a convolution of stride 1; weight as in `forward`."""
+def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int, form: Form = ANY) -> None:
+    """gx (N,C,H,W), channels-last, overwritten; weight as in `forward`."""
+    strided = shape.stride != (1, 1)
     packed = devices.empty((shape.C, shape.R * shape.S, shape.K), gy.dtype, gy)
-    _pack(weight, packed, (shape.R * shape.S, shape.C * shape.R * shape.S), True)
-    _multiply("backward_input", gy, packed, None, None, gx, shape, False, multiprocessors, tile)
+    _pack(weight, packed, (shape.R * shape.S, shape.C * shape.R * shape.S), not strided)
+    if strided:
+        _multiply_phases(gy, packed, gx, shape, multiprocessors, form)
+    else:
+        _multiply("backward_input", gy, packed, None, None, gx, shape, False, multiprocessors, form)
 
 
 def _pack(weight: Any, packed: Any, strides: tuple[int, int], turned: bool) -> None:
@@ -117,13 +124,13 @@ def _pack(weight: Any, packed: Any, strides: tuple[int, int], turned: bool) -> N
 
 def _multiply(
     operation: str, images: Any, packed: Any, bias: Any, residual: Any, out: Any, shape: ConvShape, relu: bool,
-    multiprocessors: int, form: str | None,
+    multiprocessors: int, form: Form,
 ) -> None:  # fmt: skip
     filters, taps, channels = packed.shape
     rows = out.size // filters
     terms = taps * -(-channels // SLAB) * SLAB
-    tile, _ = gemm_hopper.choose(rows, filters, terms, 1, multiprocessors, SLAB, most_splits=1)
-    tile = next(one for one in TILES if one.name == (form or tile.name))
+    chosen, _ = gemm_hopper.choose(rows, filters, terms, 1, multiprocessors, SLAB, most_splits=1)
+    tile = _tile(form.tile or chosen.name)
     c = out.transpose(0, 2, 3, 1).reshape(1, rows, filters)
     addend = None if residual is None else residual.transpose(0, 2, 3, 1)
     x_map = _images(operation, shape, images, tile.M)
@@ -132,9 +139,36 @@ def _multiply(
     c_map = gemm_hopper.store_map(c) if mapped else w_map
     product = rows, filters, terms, 1, terms, 0, int(relu), 0, 0, 0, 0, filters, 0, 0
     tiles = -(-rows // tile.M) * -(-filters // tile.N)
-    launch(f"conv2d_hopper_images_{out.dtype.name}_{tile.name}", min(tiles, multiprocessors), x_map, w_map, c_map,
-           None if mapped else c, bias, addend, product, _walk(operation, shape, channels), tiles, int(mapped),
-           shared_bytes=tile.shared_bytes)  # fmt: skip
+    launch(f"conv2d_hopper_images_{out.dtype.name}_{tile.name}", min(tiles, form.blocks or multiprocessors), x_map,
+           w_map, c_map, None if mapped else c, bias, addend, product, _walk(operation, shape, channels), tiles,
+           int(mapped), shared_bytes=tile.shared_bytes)  # fmt: skip
+
+
+def _multiply_phases(gy: Any, packed: Any, gx: Any, shape: ConvShape, multiprocessors: int, form: Form) -> None:
+    found = conv_phases.phases(shape)
+    rows = shape.N * math.prod(found.size)
+    steps = found.taps * -(-shape.K // SLAB)
+    count = len(found.each)
+    chosen, _ = gemm_hopper.choose(
+        rows, shape.C, -(-steps // count) * SLAB, count, multiprocessors, SLAB, most_splits=1
+    )
+    tile = _tile(form.tile or chosen.name)
+    gradients = _phase_images(found, gy.transpose(0, 2, 3, 1), tile.M)
+    weights = tensor_map.tiled(packed, (SLAB, 1, tile.N), LINE_BYTES)
+    product = rows, shape.C, 0, 1, 0, 0, 0, 0, 0, 0, 0, shape.C, 0, 0
+    walk = 1, 0, shape.S, -(-shape.K // SLAB), *found.walk(shape)
+    tiles = count * -(-rows // tile.M) * -(-shape.C // tile.N)
+    launch(f"conv2d_hopper_phases_{gx.dtype.name}_{tile.name}", min(tiles, form.blocks or multiprocessors), gradients,
+           weights, gx.transpose(0, 2, 3, 1), product, walk, tiles, shared_bytes=tile.shared_bytes)  # fmt: skip
+
+
+def _phase_images(found: Phases, gradients: Any, pixels: int) -> tensor_map.TensorMap:
+    return tensor_map.im2col_window(gradients, first=found.first, size=found.size, reach=found.reach, channels=SLAB,
+                                    pixels=pixels, swizzle=LINE_BYTES)  # fmt: skip
+
+
+def _tile(name: str) -> HopperTile:
+    return next(one for one in TILES if one.name == name)
 
 
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = 64) -> None:
