@@ -10,4 +10,5 @@
 
 CONV2D_PHASES(float16, float16, float16, 128, 256, 4)
 CONV2D_PHASES(float16, float16, float16, 128, 128, 6)
+CONV2D_PHASES(float16, float16, float16, 128, 64, 7)
 CONV2D_PHASES(float16, float16_planes, float, 128, 128, 6)

@@ -18,7 +18,7 @@ MAX_PHASES = 16  # of kernels/conv2d_phases_hopper.cuh
 
 
 class _Part(NamedTuple):
-    """A phase of an axis: its first pixel, how many taps, the last one's place in the filter, and gy's p of it there."""
+    """A phase of an axis: its first pixel, how many taps, the last one's place in the filter, and gy's p for it."""
 
     pixel: int
     taps: int
