@@ -12,7 +12,7 @@ from kernel_check import SCHEDULES, on
 
 from gpucnn import device as devices
 from gpucnn.launch import simulator
-from gpucnn.ops import conv, conv_hopper
+from gpucnn.ops import conv, conv_half, conv_hopper
 from gpucnn.ops.gemm_hopper import Form
 from gpucnn.ops.shapes import ConvShape, conv_shape
 
@@ -218,14 +218,20 @@ def test_sound(device, name, mode):
         assert_same_bits(got, first)
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 8}], ids=["plain", "strided", "grouped"])
-def test_operations_use_the_kernels(device, monkeypatch, rng, options):
-    """Of channels-last images with enough channels; y and gx are channels-last then."""
+def launched(monkeypatch) -> list[str]:
+    """Names of what conv_hopper launches from now on."""
     names: list[str] = []
     launch = conv_hopper.launch
     monkeypatch.setattr(
         conv_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
     )
+    return names
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 8}], ids=["plain", "strided", "grouped"])
+def test_operations_use_the_kernels(device, monkeypatch, rng, options):
+    """Of channels-last images with enough channels; y and gx are channels-last then."""
+    names = launched(monkeypatch)
     shape = shape_of(1, 64, 6, 6, 40, 3, 3, padding=1, **options)
     x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
     weight = on(device, w.astype(np.float32))[0]
@@ -245,6 +251,27 @@ def test_operations_use_the_kernels(device, monkeypatch, rng, options):
     kinds = [name.split("_")[2] for name in names if name.startswith("conv2d_hopper_")]
     gradient = "phases" if "stride" in options else "images"
     assert kinds == ["pack", "images", "pack", gradient, "weights", "add"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_few_pixels_are_split(device, monkeypatch, rng, stride):
+    """Where a limit of memory leaves room for planes."""
+    names = launched(monkeypatch)
+    shape = shape_of(1, 512, 4, 5, 512, 3, 3, padding=1, stride=stride)
+    w, gy = (rng.integers(-2, 3, size).astype(np.float64) for size in (shape.weight, shape.y))
+    weight, right = on(device, w.astype(np.float32))[0], images(gy, "float16", device)
+    want = conv.conv2d_backward_input(gy, w, shape).astype(np.float32).astype(np.float16)
+    for limit in (None, 0):
+        assert_equal(devices.to_numpy(conv_half_input(right, weight, shape, limit)), want)
+    name = "conv2d_hopper_images" if stride == 1 else "conv2d_hopper_phases"
+    assert sum(n.startswith(f"{name}_float16_planes") for n in names) == 1
+    assert sum(n.startswith(f"{name}_float16_128") for n in names) == 1
+
+
+def conv_half_input(gy, weight, shape: ConvShape, limit: int | None):
+    gx = output(shape.x, "float16", gy)
+    conv_half.backward_input(gy, weight, gx, shape, limit)
+    return gx
 
 
 def test_what_no_map_has_is_another_kernels(device):

@@ -23,14 +23,17 @@ SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
 MIN_EXTENT = 32  # filters and channels
 UNIT = 8  # channels that a thread stores at a time
 MOST_PLANES = 64
+SPLIT_TERMS = 512  # a split of images' sums has at least so many
 TYPES = ("bfloat16", "float16")
 NARROW = HopperTile(128, 64, 7, 450)  # for so few columns
 MMA_SYNC = 1.5  # how much longer the kernels of sm_80 take for as many products
 
 
 class Bundles(NamedTuple):
-    """Groups as the kernels see them: `batches` bundles of `size` groups, each of so many rows, filters or channels, and
-    so many channels that terms or columns are made of."""
+    """Groups as the kernels see them: `batches` bundles of `size` groups each.
+
+    - rows: filters of a bundle, or its channels for backward_input; channels: what terms or columns are made of
+    """
 
     batches: int
     size: int
@@ -206,7 +209,8 @@ class _Plan(NamedTuple):
 
 def _plan(rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form) -> _Plan:
     """By the estimate of matrix products, where `form` does not say it; split sums have one tile."""
-    tile, splits = gemm_hopper.choose(rows, columns, terms, batch, multiprocessors, SLAB, most_splits=planes)
+    choose = gemm_hopper.choose
+    tile, splits = choose(rows, columns, terms, batch, multiprocessors, SLAB, False, planes, least_terms=SPLIT_TERMS)
     splits = form.splits or splits
     if columns <= NARROW.N and splits == 1:
         tile = NARROW
