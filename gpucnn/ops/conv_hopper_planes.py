@@ -1,0 +1,149 @@
+"""Convolutions of NCHW images on the tensor cores of sm_90 (kernels/conv2d_planes_hopper.cuh), without transposes.
+
+Images are contiguous, of bfloat16 or float16, in one group; the stride is 1. The copy engine brings rectangles of an image,
+so rows must be multiples of 16 bytes: 8 columns. A 1×1 filter sees no rows, and takes the whole plane for rows of any
+length. `takes` says what the kernels compute; the rest is another kernel's.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from gpucnn import device as devices
+from gpucnn.launch import architecture_of, grid_for, launch, tensor_map
+from gpucnn.ops.gemm_hopper import GROUP_ROWS, LINE_BYTES, TILE_CLOCKS, HopperTile
+from gpucnn.ops.shapes import ConvShape
+
+SLAB = 64  # channels of a step
+MIN_EXTENT = 32  # filters and channels
+UNIT = 8  # columns that rows of images are multiples of
+WIDTHS = (64, 32, 16)  # of rectangles: as wide as the swizzles
+PIECE_PIXELS = 64  # of a copy of the result
+TYPES = ("bfloat16", "float16")
+# Filters × pixels. Clocks of a step: as gemm_hopper's, which reads as much; 64x256 reads a quarter more than 128x128.
+TILES = (HopperTile(128, 256, 4, 1280), HopperTile(128, 128, 6, 700), HopperTile(64, 256, 4, 740))
+
+
+class Rectangles(NamedTuple):
+    """How the pixels of an image are cut up: it has rows of `columns` pixels, and rectangles `width` of them."""
+
+    columns: int
+    width: int
+
+
+class Form(NamedTuple):
+    """How a convolution is launched: the tile's name and the width of its rectangles; None for what `choose` says."""
+
+    tile: str | None = None
+    width: int | None = None
+
+
+ANY = Form()
+
+
+def suits(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
+    """Whether the kernels are chosen for "forward" or "backward_input": on sm_90, unless most of a tile were padding."""
+    return min(shape.K, shape.C) >= MIN_EXTENT and architecture_of(other) == 90 and takes(operation, shape, read, other)
+
+
+def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
+    """Whether the kernels compute a pass, "forward" or "backward_input".
+
+    - read: the images that windows walk over: x, but gy for backward_input; other: y, or gx
+    """
+    if read.dtype.name not in TYPES or other.dtype.name != read.dtype.name or shape.groups != 1 or 0 in shape[:9]:
+        return False
+    if operation not in ("forward", "backward_input") or shape.stride != (1, 1):
+        return False
+    if not (read.flags.c_contiguous and other.flags.c_contiguous) or devices.address(read) % 16:
+        return False
+    columns = shape.H * shape.W if _is_pointwise(shape) else read.shape[3]
+    return columns % UNIT == 0 and max(other.size, read.size) < 2**31
+
+
+def _is_pointwise(shape: ConvShape) -> bool:
+    return shape.R == shape.S == 1 and shape.padding == (0, 0)
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    filters: int, images: int, size: tuple[int, int], steps: int, multiprocessors: int, pointwise: bool
+) -> tuple[HopperTile, Rectangles]:
+    """(tile, rectangles) by the estimated clocks of the busiest multiprocessor; `size` are rows and columns of c."""
+    pixels = size[0] * size[1]
+    lengths = [n for n in range(UNIT, pixels + 1, UNIT) if pixels % n == 0] if pointwise else [size[1]]
+
+    def clocks(choice: tuple[HopperTile, Rectangles]) -> tuple[int, int]:
+        tile, (columns, width) = choice
+        tiles = images * -(-filters // tile.M) * -(-pixels // columns // (tile.N // width)) * -(-columns // width)
+        return -(-tiles // multiprocessors) * (steps * tile.clocks + TILE_CLOCKS), -width
+
+    choices = [(tile, Rectangles(columns, width)) for tile in TILES for columns in lengths for width in WIDTHS]
+    return min(choices, key=clocks)
+
+
+def forward(
+    x: Any, weight: Any, bias: Any, residual: Any, y: Any, shape: ConvShape, relu: bool, multiprocessors: int,
+    form: Form = ANY,
+) -> None:  # fmt: skip
+    """y (N,K,P,Q), overwritten with the convolution + bias + residual, then ReLU if `relu`.
+
+    y and residual are contiguous; weight (K,C,R,S) is contiguous and of x's dtype or float32, bias (K,) is float32.
+    """
+    packed = devices.empty((shape.K, shape.R * shape.S, shape.C), x.dtype, x)
+    _pack(weight, packed, (shape.C * shape.R * shape.S, shape.R * shape.S), False)
+    first = -shape.padding[0], -shape.padding[1]
+    _multiply(x, packed, bias, residual, y, shape, first, relu, multiprocessors, form)
+
+
+def backward_input(
+    gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int,
+    form: Form = ANY,
+) -> None:  # fmt: skip
+    """gx (N,C,H,W), contiguous, overwritten; weight as in `forward`."""
+    packed = devices.empty((shape.C, shape.R * shape.S, shape.K), gy.dtype, gy)
+    _pack(weight, packed, (shape.R * shape.S, shape.C * shape.R * shape.S), True)
+    rows, columns = ((size - 1) * step for size, step in zip((shape.R, shape.S), shape.dilation, strict=True))
+    first = shape.padding[0] - rows, shape.padding[1] - columns
+    _multiply(gy, packed, None, None, gx, shape, first, False, multiprocessors, form)
+
+
+def _pack(weight: Any, packed: Any, strides: tuple[int, int], turned: bool) -> None:
+    name = f"conv2d_hopper_pack_{weight.dtype.name}_{packed.dtype.name}"
+    _, taps, channels = packed.shape
+    launch(name, grid_for(packed.size), weight, packed, channels, taps, *strides, int(turned), packed.size)
+
+
+def _multiply(
+    images: Any, packed: Any, bias: Any, residual: Any, out: Any, shape: ConvShape, first: tuple[int, int], relu: bool,
+    multiprocessors: int, form: Form,
+) -> None:  # fmt: skip
+    filters, taps, channels = packed.shape
+    slabs, pointwise, size = -(-channels // SLAB), _is_pointwise(shape), out.shape[2:]
+    tile, (columns, width) = choose(filters, out.shape[0], size, taps * slabs, multiprocessors, pointwise)
+    tile = next(one for one in TILES if one.name == (form.tile or tile.name))
+    width = form.width or width
+    rows = size[0] * size[1] // columns
+    if pointwise:
+        images, out, residual = (_in_rows(array, columns) for array in (images, out, residual))
+    w_map = tensor_map.tiled(packed, (SLAB, 1, tile.M), LINE_BYTES)
+    x_map = _map(images, SLAB, width, tile.N // width)
+    mapped = columns % UNIT == 0 and devices.address(out) % 16 == 0
+    c_map = _map(out, GROUP_ROWS, width, PIECE_PIXELS // width, stores=True) if mapped else x_map
+    tiles = -(-filters // tile.M), -(-rows // (tile.N // width)), -(-columns // width)
+    walk = (filters, rows, columns, shape.R, shape.S, slabs, *first, *shape.dilation, width.bit_length() - 1, *tiles,
+            int(relu))  # fmt: skip
+    count = out.shape[0] * tiles[0] * tiles[1] * tiles[2]
+    launch(f"conv2d_hopper_planes_{out.dtype.name}_{tile.name}", min(count, multiprocessors), w_map, x_map, c_map,
+           None if mapped else out, bias, residual, walk, count, shared_bytes=tile.shared_bytes)  # fmt: skip
+
+
+def _in_rows(array: Any, columns: int) -> Any:
+    """The planes in rows of another length."""
+    return None if array is None else array.reshape(*array.shape[:2], -1, columns)
+
+
+def _map(images: Any, channels: int, width: int, rows: int, stores: bool = False) -> tensor_map.TensorMap:
+    """The map whose boxes are [row][channel][column] in shared memory."""
+    return tensor_map.tiled(images.transpose(0, 2, 1, 3), (width, channels, rows, 1), 2 * width, stores=stores)
