@@ -5,7 +5,7 @@
     KERNEL(384, 1) conv2d_hopper_planes_##type##_##M##x##N(TENSOR_MAP weights, TENSOR_MAP images, TENSOR_MAP c,       \
                                                            type* target, const float* bias, const type* residual,     \
                                                            PlaneWalk walk, int tiles) {                               \
-        planes_product<PlanesTiling<type, M, N, stages>>(weights, images, c, target, bias, residual, walk, tiles);    \
+        planes_product<PlanesTiling<type, M, N, stages>>(weights, images, {c, target, bias, residual}, walk, tiles);  \
     }
 
 CONV2D_PLANES(bfloat16, 128, 256, 4)

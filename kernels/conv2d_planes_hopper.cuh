@@ -1,18 +1,20 @@
-// Convolutions of NCHW images on Hopper's tensor cores, 16 bits, stride 1, one group: nothing is transposed, neither on the
-// way in nor out. For sm_90a alone; conv2d_planes_bfloat16_hopper.cu and conv2d_planes_float16_hopper.cu.
+// Convolutions of NCHW images on Hopper's tensor cores, 16 bits, stride 1, one group; nothing is transposed on the way
+// in or out. For sm_90a alone; conv2d_planes_bfloat16_hopper.cu and conv2d_planes_float16_hopper.cu.
 //
 // conv2d_hopper_planes: c (filters, pixels) = weights · images, for every image, so that c is the NCHW output. A tile's
-// pixels are a rectangle of an image, 16, 32 or 64 wide; terms are (64 channels, tap, channel of the 64). The rectangle of
-// a tap and 64 channels is one box of the copy engine, whose map has the dimensions (column, channel, row, image): it comes
-// as [row][channel][column], zeros beyond the borders and the last channel. That is wgmma's layout "pixels contiguous": a
-// row of the rectangle is a slab, and the width is that of the swizzle. Weights are packed (filter, tap, channel).
+// pixels are a rectangle of an image, 16, 32 or 64 wide; terms are (64 channels, tap, channel of the 64). The rectangle
+// of a tap and 64 channels is one box of the copy engine, by a map of the dimensions (column, channel, row, image). It
+// comes as [row][channel][column], with zeros beyond the borders and the last channel. That is wgmma's layout of
+// contiguous pixels: a row of the rectangle is a slab, and its width that of the swizzle. Weights are packed (filter,
+// tap, channel), a dimension each.
 // - forward: images x and the weights (K,R,S,C)
 // - backward_input: images gy, whose windows are those of the filter turned round, and weights (C,R,S,K)
 // Then bias, residual (of c's type and order, or null) and ReLU. c is overwritten.
 //
-// The pipeline, stages and barriers are tile_hopper.cuh's. Consumers share the filters of a tile of 128, and the pixels of
-// one of 64. Sums leave by boxes of 64 filters × 64 pixels where rows of c begin at multiples of 16 bytes, else thread by
-// thread; what hangs over the edges of c is not written.
+// The pipeline, stages and barriers are tile_hopper.cuh's. Consumers share the filters of a tile of 128, and the pixels
+// of one of 64. Sums meet the residual in shared memory, 64 filters × 64 pixels at a time in two buffers a warpgroup,
+// and leave by the copy engine where rows of c begin at multiples of 16 bytes, else thread by thread. What hangs over
+// the edges of c is not written.
 #pragma once
 #include "tile_hopper.cuh"
 
@@ -26,7 +28,7 @@ struct PlanesTiling {
     static constexpr int PIXELS = SHARES_FILTERS ? N : N / CONSUMERS;  // of a consumer
     static constexpr int TERMS = LINE_BYTES / sizeof(Type), SLICES = LINE_BYTES / SLICE_BYTES;
     static constexpr int RIGHT = M * LINE_BYTES, STAGE = (M + N) * LINE_BYTES;
-    static constexpr int LEFT_SHARE = SHARES_FILTERS ? GROUP_TILE_ROWS * LINE_BYTES : 0;  // to the next consumer's operand
+    static constexpr int LEFT_SHARE = SHARES_FILTERS ? GROUP_TILE_ROWS * LINE_BYTES : 0;  // to the next consumer's
     static constexpr int RIGHT_SHARE = SHARES_FILTERS ? 0 : PIXELS * LINE_BYTES;
     static constexpr int OUT = STAGES * STAGE, BARRIERS = OUT + CONSUMERS * PIECES * PIECE_BYTES;
     static constexpr int SHARED_BYTES = BARRIERS + 2 * STAGES * sizeof(Barrier);
@@ -47,7 +49,7 @@ struct PlaneWalk {
     int relu;
 };
 
-// A tile's first filter, image, row and column. Tiles of the same pixels are neighbours, and so share them in the L2 cache.
+// The first filter, image, row and column of a tile. Tiles of the same pixels are neighbours, for the L2 cache.
 struct PlanePlace {
     int filter, image, row, column;
 };
@@ -121,138 +123,158 @@ __device__ __forceinline__ void multiply_planes(Ring<Tile>& ring, const PlaneWal
     if (leads) barrier_arrive(ring.empty(ring.previous()));
 }
 
-// A consumer's sums on their way to c: 64 filters from `filter` on, of the rectangle at (row, column). This thread holds
-// pixels 2t and 2t + 1 of every eight, of filter number `lane_filter` of the 64 and of the one eight on.
-template <class Tile>
-struct PlaneEpilogue {
-    using Type = typename Tile::Type;
-    const PlaneWalk& walk;
-    const Type* residual;
-    int filter, image, row, column, lane_filter, lane_pixel;
-    float bias[2];
+// A piece of c, 64 filters × 64 pixels, is a box [row][filter][column] in shared memory: the byte of an element.
+__device__ __forceinline__ int piece_offset(int log_width, int filter, int pixel) {
+    const int width = 1 << log_width, column = pixel & (width - 1);
+    const int offset = 2 * (((pixel >> log_width) * GROUP_TILE_ROWS + filter) * width + column);
+    return offset ^ (offset >> 7 & (width / 8 - 1)) << 4;
+}
 
-    __device__ __forceinline__ PlaneEpilogue(const PlaneWalk& plane_walk, const PlanePlace& at, int group,
-                                             const float* biases, const Type* addend)
-        : walk(plane_walk), residual(addend), filter(at.filter), image(at.image), row(at.row), column(at.column) {
-        if (Tile::SHARES_FILTERS) filter += group * GROUP_TILE_ROWS;
-        else row += group * (Tile::PIXELS >> walk.log_width);
-        const int lane = threadIdx.x % WARP_SIZE;
-        lane_filter = threadIdx.x % WARPGROUP / WARP_SIZE * 16 + lane / 4;
-        lane_pixel = lane % 4 * 2;
-        for (int half = 0; half < 2; ++half) {
-            const int m = filter + lane_filter + 8 * half;
-            bias[half] = biases && m < walk.filters ? biases[m] : 0.0f;
-        }
-    }
+// Eight pixels of a filter, in a piece and in an array of c's shape, which has the first `count` of them.
+template <class Type>
+struct PieceUnit {
+    Type *shared, *global;
+    int count;
 
-    // Where the first of two pixels of block `block` of eight is in c, and how many of the two c has.
-    __device__ __forceinline__ int64 place(int block, int half, int& count) const {
-        const int pixel = 8 * block + lane_pixel, m = filter + lane_filter + 8 * half;
-        const int h = row + (pixel >> walk.log_width), w = column + (pixel & ((1 << walk.log_width) - 1));
-        count = m < walk.filters && h < walk.height ? min(max(walk.width - w, 0), 2) : 0;
-        return ((static_cast<int64>(image) * walk.filters + m) * walk.height + h) * walk.width + w;
-    }
-    __device__ __forceinline__ float2 pair(const typename Tile::Sums& sums, int block, int half) const {
-        float first = sums[4 * block + 2 * half] + bias[half], second = sums[4 * block + 2 * half + 1] + bias[half];
-        if (residual) {
-            int count;
-            const Type* from = residual + place(block, half, count);
-            if (count > 0) first += to_float(from[0]);
-            if (count > 1) second += to_float(from[1]);
-        }
-        return make_float2(finish(first, walk.relu), finish(second, walk.relu));
-    }
-
-    // 64 pixels from 8·first on to a piece in shared memory, as a box [row][filter][column].
-    __device__ __forceinline__ void write(const typename Tile::Sums& sums, int first, unsigned char* piece) const {
-        const int lane = threadIdx.x % WARP_SIZE, line = lane_filter / 16 * 16 + lane % 16, width = 1 << walk.log_width;
-#pragma unroll
-        for (int block = 0; block < PIECE_PIXELS / 8; block += 2) {
-            uint32_t registers[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float2 values = pair(sums, first + block + i / 2, i % 2);
-                registers[i] = pack<Type>(values.x, values.y);
-            }
-            const int pixel = 8 * (block + lane / 16);
-            const int offset = 2 * (((pixel >> walk.log_width) * GROUP_TILE_ROWS + line) * width + (pixel & (width - 1)));
-            store_matrices<4, false>(piece + (offset ^ (offset >> 7 & (width / 8 - 1)) << 4), registers);
-        }
-    }
-    // All pixels to c, thread by thread.
-    __device__ __forceinline__ void store(const typename Tile::Sums& sums, Type* c) const {
-#pragma unroll
-        for (int block = 0; block < Tile::PIXELS / 8; ++block)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                int count;
-                Type* to = c + place(block, half, count);
-                const float2 values = pair(sums, block, half);
-                if (count > 0) to[0] = round_to<Type>(values.x);
-                if (count > 1) to[1] = round_to<Type>(values.y);
-            }
+    __device__ __forceinline__ PieceUnit(const PlaneWalk& walk, const PlanePlace& at, unsigned char* piece, Type* array,
+                                         int number) {
+        const int line = number / (PIECE_PIXELS / 8), filter = at.filter + line;
+        const int pixel = number % (PIECE_PIXELS / 8) * 8;
+        const int h = at.row + (pixel >> walk.log_width), w = at.column + (pixel & ((1 << walk.log_width) - 1));
+        count = filter < walk.filters && h < walk.height ? max(min(walk.width - w, 8), 0) : 0;
+        shared = reinterpret_cast<Type*>(piece + piece_offset(walk.log_width, line, pixel));
+        global = array + ((static_cast<int64>(at.image) * walk.filters + filter) * walk.height + h) * walk.width + w;
     }
 };
 
-// A consumer's sums to c by the copy engine; `turn` says which of the buffers is next, on from tile to tile.
+// Copies a piece to an array, or from it, with zeros for what it has not, by all threads of a warpgroup.
+template <bool TO_ARRAY, class Type>
+__device__ __forceinline__ void copy_piece(const PlaneWalk& walk, const PlanePlace& at, unsigned char* piece,
+                                           Type* array) {
+    constexpr int UNITS = GROUP_TILE_ROWS * PIECE_PIXELS / 8;
+    const int thread = threadIdx.x % WARPGROUP;
+    if (walk.width % 8 == 0 && is_aligned16(array)) {
+        float4 values[UNITS / WARPGROUP] = {};  // all on their way together
+#pragma unroll
+        for (int i = 0; i < UNITS / WARPGROUP; ++i) {
+            const PieceUnit<Type> unit(walk, at, piece, array, i * WARPGROUP + thread);
+            if (unit.count) values[i] = load4(reinterpret_cast<float*>(TO_ARRAY ? unit.shared : unit.global));
+        }
+#pragma unroll
+        for (int i = 0; i < UNITS / WARPGROUP; ++i) {
+            const PieceUnit<Type> unit(walk, at, piece, array, i * WARPGROUP + thread);
+            if (unit.count || !TO_ARRAY)
+                store4(reinterpret_cast<float*>(TO_ARRAY ? unit.global : unit.shared), values[i]);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int number = thread; number < UNITS; number += WARPGROUP) {
+        const PieceUnit<Type> unit(walk, at, piece, array, number);
+        for (int i = 0; i < 8; ++i) {
+            if (!TO_ARRAY) unit.shared[i] = i < unit.count ? unit.global[i] : round_to<Type>(0.0f);
+            else if (i < unit.count) unit.global[i] = unit.shared[i];
+        }
+    }
+}
+
+// Sums of 64 pixels from 8·first on, + bias + what stands in the piece if `add`, to the piece. This thread has pixels
+// 2t and 2t + 1 of every eight, of a filter with bias[0] and of the one eight on.
 template <class Tile>
-__device__ __forceinline__ void store_planes(const PlaneEpilogue<Tile>& epilogue, const typename Tile::Sums& sums,
-                                             int group, unsigned char* buffers, const TensorMap& c, int& turn) {
+__device__ __forceinline__ void write_piece(const PlaneWalk& walk, const typename Tile::Sums& sums, int first,
+                                            const float (&bias)[2], bool add, unsigned char* piece) {
+    const int lane = threadIdx.x % WARP_SIZE, line = threadIdx.x % WARPGROUP / WARP_SIZE * 16 + lane % 16;
+#pragma unroll
+    for (int block = 0; block < PIECE_PIXELS / 8; block += 2) {
+        unsigned char* place = piece + piece_offset(walk.log_width, line, 8 * (block + lane / 16));
+        uint32_t registers[4] = {};
+        if (add) load_matrices<4, false>(registers, place);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int pair = 4 * (first + block + i / 2) + 2 * (i % 2);
+            const float2 more = unpack<typename Tile::Type>(registers[i]);
+            registers[i] = pack<typename Tile::Type>(finish(sums[pair] + bias[i % 2] + more.x, walk.relu),
+                                                     finish(sums[pair + 1] + bias[i % 2] + more.y, walk.relu));
+        }
+        store_matrices<4, false>(place, registers);
+    }
+}
+
+// Where sums of a tile go.
+template <class Type>
+struct PlaneTarget {
+    const TensorMap& map;
+    Type* array;  // null where the map is used
+    const float* bias;
+    const Type* residual;
+};
+
+// A consumer's sums to c, from `at` on, piece by piece; `turn` says which of the buffers is next, on from tile to tile.
+template <class Tile>
+__device__ __forceinline__ void store_planes(const PlaneWalk& walk, const PlaneTarget<typename Tile::Type>& c,
+                                             PlanePlace at, const typename Tile::Sums& sums, int group,
+                                             unsigned char* buffers, int& turn) {
+    using Type = typename Tile::Type;
     const bool leads = threadIdx.x % WARPGROUP == 0;
-    const PlaneWalk& walk = epilogue.walk;
+    const int filter = at.filter + threadIdx.x % WARPGROUP / WARP_SIZE * 16 + threadIdx.x % WARP_SIZE / 4;
+    const float bias[2] = {c.bias && filter < walk.filters ? c.bias[filter] : 0.0f,
+                           c.bias && filter + 8 < walk.filters ? c.bias[filter + 8] : 0.0f};
 #pragma unroll
     for (int first = 0; first < Tile::PIXELS; first += PIECE_PIXELS) {
-        const int row = epilogue.row + (first >> walk.log_width);
-        if (row >= walk.height || epilogue.filter >= walk.filters) continue;
+        if (at.row >= walk.height || at.filter >= walk.filters) continue;
         unsigned char* piece = buffers + turn * PIECE_BYTES;
         if (leads) tma_store_wait_read<PIECES - 1>();
         named_barrier_wait(1 + group, WARPGROUP);  // the buffer is free
-        epilogue.write(sums, first / 8, piece);
+        if (c.residual) {
+            copy_piece<false>(walk, at, piece, const_cast<Type*>(c.residual));
+            named_barrier_wait(1 + group, WARPGROUP);
+        }
+        write_piece<Tile>(walk, sums, first / 8, bias, c.residual, piece);
         fence_async_shared();
         named_barrier_wait(1 + group, WARPGROUP);  // and full
-        if (leads) {
-            const int at[4] = {epilogue.column, epilogue.filter, row, epilogue.image};
-            tma_store<4>(c, piece, at);
+        if (c.array) {
+            copy_piece<true>(walk, at, piece, c.array);
+        } else if (leads) {
+            const int to[4] = {at.column, at.filter, at.row, at.image};
+            tma_store<4>(c.map, piece, to);
             tma_store_commit();
         }
         turn ^= 1;
+        at.row += PIECE_PIXELS >> walk.log_width;
     }
 }
 
 template <class Tile>
-__device__ __forceinline__ void consume_planes(Ring<Tile> ring, int group, const TensorMap& c, typename Tile::Type* target,
-                                               const float* bias, const typename Tile::Type* residual,
+__device__ __forceinline__ void consume_planes(Ring<Tile> ring, int group, const PlaneTarget<typename Tile::Type>& c,
                                                const PlaneWalk& walk, int tiles) {
     unsigned char* buffers = ring.tiles + Tile::OUT + group * PIECES * PIECE_BYTES;
     int turn = 0;
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         typename Tile::Sums sums;
         multiply_planes<Tile>(ring, walk, group, sums);
-        const PlaneEpilogue<Tile> epilogue(walk, plane_place<Tile>(walk, tile), group, bias, residual);
-        if (target) {
-            epilogue.store(sums, target);
-        } else {
-            store_planes<Tile>(epilogue, sums, group, buffers, c, turn);
-        }
+        PlanePlace at = plane_place<Tile>(walk, tile);
+        if (Tile::SHARES_FILTERS) at.filter += group * GROUP_TILE_ROWS;
+        else at.row += group * (Tile::PIXELS >> walk.log_width);
+        store_planes<Tile>(walk, c, at, sums, group, buffers, turn);
     }
     if (threadIdx.x % WARPGROUP == 0) tma_store_wait_read<0>();
 }
 
-// A block of a launch that computes `tiles` tiles in all; c by its map, or at `target` if that is not null.
+// A block of a launch that computes `tiles` tiles in all.
 template <class Tile>
-__device__ __forceinline__ void planes_product(const TensorMap& weights, const TensorMap& images, const TensorMap& c,
-                                               typename Tile::Type* target, const float* bias,
-                                               const typename Tile::Type* residual, const PlaneWalk& walk, int tiles) {
+__device__ __forceinline__ void planes_product(const TensorMap& weights, const TensorMap& images,
+                                               const PlaneTarget<typename Tile::Type>& c, const PlaneWalk& walk,
+                                               int tiles) {
     SHARED_BOXES(unsigned char, shared);
     const Ring<Tile> ring(shared);
     if (threadIdx.x == 0) ring.init();
     __syncthreads();
-    const int group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0);  // the same in all lanes, for the compiler too
+    const int group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0);  // the compiler sees the same in all lanes
     if (group == 0) {
         give_registers<40>();
         if (threadIdx.x == 0) produce_planes<Tile>(ring, weights, images, walk, tiles);
     } else {
         take_registers<232>();
-        consume_planes<Tile>(ring, group - 1, c, target, bias, residual, walk, tiles);
+        consume_planes<Tile>(ring, group - 1, c, walk, tiles);
     }
 }

@@ -69,3 +69,69 @@ def test_deep_products_and_tails(device, operation, tile):
     kind, width = {"128x256": ("bfloat16", 64), "128x128": ("float16", 16), "64x256": ("bfloat16", 32)}[tile]
     forward = operation == "forward"
     run(device, operation, shape, kind, Form(tile, width), 3, bias=forward, relu=forward)
+
+
+@pytest.mark.parametrize("operation", PASSES)
+@pytest.mark.parametrize("size", [(9, 13), (8, 24), (4, 6)])
+def test_a_filter_of_one_tap_takes_planes_for_rows(device, operation, size):
+    """13 columns of 9 rows are no multiple of 8 pixels; others are cut anew, whatever their rows."""
+    pixels = size[0] * size[1]
+    shape = shape_of(3, 16, *size, 24, 1, 1)
+    x, y = on(device, np.zeros(shape.x, np.float16), np.zeros(shape.y, np.float16))
+    assert conv_hopper_planes.takes(operation, shape, x, y) == (pixels % 8 == 0)
+    if pixels % 8 == 0:
+        forward = operation == "forward"
+        run(device, operation, shape, "float16", bias=forward, residual=forward)
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.sampled_from([8, 16, 72]), st.integers(3, 9), st.sampled_from([8, 24])),
+    filters=st.sampled_from([5, 8, 40]),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    form=st.builds(Form, st.sampled_from([None, *TILES]), st.sampled_from([None, 16, 32, 64])),
+    residual=st.booleans(),
+    masters=st.booleans(),
+)
+@settings(max_examples=20)
+def test_random_forward(device, size, filters, window, padding, dilation, form, residual, masters):
+    """Rows of y are of any length: those that are no multiple of 8 are stored thread by thread."""
+    if any((k - 1) * d + 1 > n + 2 * p for k, d, n, p in zip(window, dilation, size[2:], padding, strict=True)):
+        return
+    N, C, H, W = size
+    shape = shape_of(N, C, H, W, filters, *window, padding=padding, dilation=dilation)
+    run(device, "forward", shape, "bfloat16", form, bias=True, relu=True, residual=residual, masters=masters)
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.sampled_from([5, 16, 72]), st.integers(3, 9), st.sampled_from([8, 24])),
+    filters=st.sampled_from([8, 40]),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    form=st.builds(Form, st.sampled_from([None, *TILES]), st.sampled_from([None, 16, 32, 64])),
+)
+@settings(max_examples=20)
+def test_random_backward_input(device, size, filters, window, padding, dilation, form):
+    """Rows of gy are multiples of 8; those of gx follow."""
+    N, C, P, Q = size
+    H, W = ((n - 1) + (k - 1) * d + 1 - 2 * p for n, k, d, p in zip((P, Q), window, dilation, padding, strict=True))
+    if min(H, W) < 1:
+        return
+    run(device, "backward_input", shape_of(N, C, H, W, filters, *window, padding=padding, dilation=dilation),
+        "float16", form)  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", ["128x128", "64x256"])
+@pytest.mark.parametrize("mode", ["asan", "race"])
+def test_sound(device, tile, mode):
+    if device != "sim":
+        pytest.skip("modes of the simulator")
+    shape = shape_of(1, 40, 9, 24, 72, 2, 2, padding=(1, 0)) if tile == "64x256" else shape_of(1, 8, 9, 24, 72, 2, 2)
+    first = None
+    for schedule in SCHEDULES[1:3]:
+        with simulator.configured(mode=mode, **schedule):
+            got = run(device, "forward", shape, form=Form(tile, 16), blocks=1, bias=True, residual=True)
+        first = got if first is None else first
+        assert_same_bits(got, first)

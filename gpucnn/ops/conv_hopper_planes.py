@@ -1,7 +1,7 @@
 """Convolutions of NCHW images on the tensor cores of sm_90 (kernels/conv2d_planes_hopper.cuh), without transposes.
 
 Images are contiguous, of bfloat16 or float16, in one group; the stride is 1. The copy engine brings rectangles of an image,
-so rows must be multiples of 16 bytes: 8 columns. A 1×1 filter sees no rows, and takes the whole plane for rows of any
+so rows must be multiples of 16 bytes: 8 columns; so must the channels of packed weights. A 1×1 filter sees no rows, and takes the whole plane for rows of any
 length. `takes` says what the kernels compute; the rest is another kernel's.
 """
 
@@ -17,7 +17,7 @@ from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step
 MIN_EXTENT = 32  # filters and channels
-UNIT = 8  # columns that rows of images are multiples of
+UNIT = 8  # columns that rows of images are multiples of, and channels: 16 bytes
 WIDTHS = (64, 32, 16)  # of rectangles: as wide as the swizzles
 PIECE_PIXELS = 64  # of a copy of the result
 TYPES = ("bfloat16", "float16")
@@ -57,6 +57,8 @@ def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
     if operation not in ("forward", "backward_input") or shape.stride != (1, 1):
         return False
     if not (read.flags.c_contiguous and other.flags.c_contiguous) or devices.address(read) % 16:
+        return False
+    if read.shape[1] % UNIT:
         return False
     columns = shape.H * shape.W if _is_pointwise(shape) else read.shape[3]
     return columns % UNIT == 0 and max(other.size, read.size) < 2**31
