@@ -1010,6 +1010,34 @@ HOPPER = (
         "row * walk.dilation_w, column * walk.dilation_h",
         "test_conv2d_hopper_kernels.py -k test_pixels_reach_over_images and forward",
     ),
+    Mutant(
+        "planes_rows_too_near",
+        "conv2d_planes_hopper.cuh",
+        "row = 64 * line, eight",
+        "row = 32 * line, eight",
+        "test_conv2d_planes_hopper_kernels.py -k test_deep_products_and_tails and 128x128",
+    ),
+    Mutant(
+        "planes_swizzle_of_all_widths_alike",
+        "conv2d_planes_hopper.cuh",
+        "offset >> 7 & (width / 8 - 1)",
+        "offset >> 7 & 7",
+        "test_conv2d_planes_hopper_kernels.py -k test_deep_products_and_tails and 128x128",
+    ),
+    Mutant(
+        "planes_residual_read_before_it_is_there",
+        "conv2d_planes_hopper.cuh",
+        "const_cast<Type*>(c.residual));\n            named_barrier_wait(1 + group, WARPGROUP);",
+        "const_cast<Type*>(c.residual));",
+        "test_conv2d_planes_hopper_kernels.py -k test_sound and race and 64x256",
+    ),
+    Mutant(
+        "planes_tail_column_stored",
+        "conv2d_planes_hopper.cuh",
+        "min(walk.width - w, 8)",
+        "min(walk.width - w + 1, 8)",
+        "test_conv2d_planes_hopper_kernels.py -k test_random_forward",
+    ),
 )
 
 MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES + HOPPER

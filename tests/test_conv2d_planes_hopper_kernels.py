@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from check import assert_equal, assert_same_bits
+from check import assert_equal, assert_relative_l2, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_check import SCHEDULES, on
@@ -64,7 +64,7 @@ def run(
 @pytest.mark.parametrize("operation", PASSES)
 @pytest.mark.parametrize("tile", TILES)
 def test_deep_products_and_tails(device, operation, tile):
-    """Every stage is used more than twice; rectangles hang over rows and columns, channels and filters end in a tile."""
+    """Every stage is used more than twice; rectangles hang over the borders, channels and filters end in a tile."""
     shape = shape_of(2, 72, 9, 24, 136, 3, 3, padding=1)
     kind, width = {"128x256": ("bfloat16", 64), "128x128": ("float16", 16), "64x256": ("bfloat16", 32)}[tile]
     forward = operation == "forward"
@@ -128,10 +128,87 @@ def test_random_backward_input(device, size, filters, window, padding, dilation,
 def test_sound(device, tile, mode):
     if device != "sim":
         pytest.skip("modes of the simulator")
-    shape = shape_of(1, 40, 9, 24, 72, 2, 2, padding=(1, 0)) if tile == "64x256" else shape_of(1, 8, 9, 24, 72, 2, 2)
+    shape = shape_of(2, 8, 9, 24, 72, 2, 2, padding=(1, 0))
     first = None
     for schedule in SCHEDULES[1:3]:
         with simulator.configured(mode=mode, **schedule):
             got = run(device, "forward", shape, form=Form(tile, 16), blocks=1, bias=True, residual=True)
         first = got if first is None else first
         assert_same_bits(got, first)
+
+
+@pytest.mark.parametrize("kind, limit", [("bfloat16", 2**-9), ("float16", 2**-12)])
+@pytest.mark.parametrize("operation", PASSES)
+def test_real_numbers(device, rng, operation, kind, limit):
+    """Sums are float32 and rounded once: half a unit in the last place of the result, in the mean less."""
+    shape = shape_of(1, 136, 8, 16, 136, 3, 3, padding=1)
+    forward = operation == "forward"
+    values, weight = (
+        rng.standard_normal(size).astype(DTYPES[kind]) for size in (shape.x if forward else shape.y, shape.weight)
+    )
+    read, packed = on(device, values, weight)
+    got = devices.empty(shape.y if forward else shape.x, DTYPES[kind], read)
+    wide, taps = values.astype(np.float64), weight.astype(np.float64)
+    if forward:
+        conv_hopper_planes.forward(read, packed, None, None, got, shape, False, 132)
+        want = conv.conv2d_forward(wide, taps, None, shape)
+    else:
+        conv_hopper_planes.backward_input(read, packed, got, shape, 132)
+        want = conv.conv2d_backward_input(wide, taps, shape)
+    assert_relative_l2(devices.to_numpy(got), want, limit)
+
+
+def test_residual_that_begins_at_no_word(device):
+    """An array that starts 2 bytes off is read by single values."""
+    shape = shape_of(1, 8, 4, 8, 8, 1, 1)
+    x, weight = on(device, np.ones(shape.x, np.float16), np.zeros(shape.weight, np.float16))
+    count = int(np.prod(shape.y))
+    values = np.arange(count + 1).astype(np.float16)
+    residual = on(device, values)[0][1:].reshape(shape.y)
+    y = devices.empty(shape.y, np.float16, x)
+    conv_hopper_planes.forward(x, weight, None, residual, y, shape, False, 132)
+    assert_equal(devices.to_numpy(y), values[1:].reshape(shape.y))
+
+
+def test_rectangles_waste_least():
+    """224 columns are seven 32s, 112 seven 16s; 3136 pixels of a plane are 49 rows of 64; few filters, few rows."""
+    assert conv_hopper_planes.choose(256, 16, (224, 224), 9, 132, False)[1] == (224, 32)
+    assert conv_hopper_planes.choose(128, 16, (112, 112), 9, 132, False)[1] == (112, 16)
+    assert conv_hopper_planes.choose(256, 64, (56, 56), 1, 132, True)[1] == (64, 64)
+    assert conv_hopper_planes.choose(64, 16, (224, 224), 9, 132, False)[0].name == "64x256"
+    assert conv_hopper_planes.choose(256, 16, (224, 224), 9, 132, False)[0].name == "128x256"
+
+
+def test_operations_use_the_kernels(device, monkeypatch, rng):
+    """Of NCHW images with enough channels; y and gx are NCHW then."""
+    names: list[str] = []
+    launch = conv_hopper_planes.launch
+    monkeypatch.setattr(
+        conv_hopper_planes, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
+    )
+    shape = shape_of(1, 64, 6, 8, 40, 3, 3, padding=1)
+    x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
+    left, weight, right = on(device, x.astype(DTYPES["bfloat16"]), w.astype(np.float32), gy.astype(DTYPES["bfloat16"]))
+    got = (
+        conv.conv2d_forward(left, weight, None, shape, "implicit_gemm"),
+        conv.conv2d_backward_input(right, weight, shape, "implicit_gemm"),
+    )
+    want = conv.conv2d_forward(x, w, None, shape), conv.conv2d_backward_input(gy, w, shape)
+    for one, other in zip(got, want, strict=True):
+        assert_equal(devices.to_numpy(one), other.astype(np.float32).astype(one.dtype))
+    assert len([name for name in names if name.startswith("conv2d_hopper_planes")]) == 2
+
+
+def test_what_no_map_has_is_another_kernels(device):
+    shape = shape_of(1, 8, 5, 8, 16, 3, 3)
+    x, y = on(device, np.zeros(shape.x, np.float16), np.zeros(shape.y, np.float16))
+    assert conv_hopper_planes.takes("forward", shape, x, y)
+    assert not conv_hopper_planes.takes("backward_input", shape, y, x)  # gy has rows of 6
+    assert not conv_hopper_planes.takes("backward_weight", shape, x, y)
+    assert not conv_hopper_planes.takes("forward", shape._replace(groups=2), x, y)
+    assert not conv_hopper_planes.takes("forward", shape._replace(stride=(1, 2)), x, y)
+    assert not conv_hopper_planes.takes("forward", shape, x.astype(np.float32), y)
+    assert not conv_hopper_planes.takes("forward", shape, x.transpose(0, 1, 3, 2), y)
+    narrow = shape_of(1, 8, 5, 7, 16, 3, 3)
+    x, y = on(device, np.zeros(narrow.x, np.float16), np.zeros(narrow.y, np.float16))
+    assert not conv_hopper_planes.takes("forward", narrow, x, y)

@@ -3,7 +3,7 @@
 Products of 16-bit values are summed in float32 and rounded once (kernels/conv2d_half_gather.cuh and
 conv2d_half_backward_weight.cuh). Arrays may have any strides; where channels are contiguous and whole eights of them
 belong to a group, they are copied 16 bytes at a time. On sm_90 the copy engine brings patches of channels-last images
-(gpucnn.ops.conv_hopper), where it can.
+(gpucnn.ops.conv_hopper) or rectangles of NCHW ones (gpucnn.ops.conv_hopper_planes), where it can.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn.launch import Strided, architecture_of, grid_for, launch
 from gpucnn.launch.division import divisor
-from gpucnn.ops import conv_hopper, conv_implicit_gemm
+from gpucnn.ops import conv_hopper, conv_hopper_planes, conv_implicit_gemm
 from gpucnn.ops.conv_implicit_gemm import Product
 from gpucnn.ops.conv_sums import image_strides
 from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
@@ -104,9 +104,10 @@ def forward(
     x and y may have any strides, residual has y's. weight and bias are float32 or of x's dtype.
     """
     _check("conv2d_forward", x, shape)
-    if conv_hopper.suits("forward", shape, x, y) and (residual is None or residual.strides == y.strides):
-        conv_hopper.forward(x, weight, _float32(bias), residual, y, shape, relu, multiprocessors())
-        return
+    for kernels in (conv_hopper, conv_hopper_planes):
+        if kernels.suits("forward", shape, x, y) and (residual is None or residual.strides == y.strides):
+            kernels.forward(x, weight, _float32(bias), residual, y, shape, relu, multiprocessors())
+            return
     _gather("conv2d_forward", forward_product(shape), x, weight, _float32(bias), residual, y, shape, relu,
             workspace_limit, (shape.P, shape.Q))  # fmt: skip
 
@@ -114,9 +115,10 @@ def forward(
 def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gx (N,C,H,W), overwritten; gy and gx may have any strides. weight is float32 or of gy's dtype."""
     _check("conv2d_backward_input", gy, shape)
-    if conv_hopper.suits("backward_input", shape, gy, gx):
-        conv_hopper.backward_input(gy, weight, gx, shape, multiprocessors())
-        return
+    for kernels in (conv_hopper, conv_hopper_planes):
+        if kernels.suits("backward_input", shape, gy, gx):
+            kernels.backward_input(gy, weight, gx, shape, multiprocessors())
+            return
     size = -(-shape.H // shape.stride[0]), -(-shape.W // shape.stride[1])
     _gather("conv2d_backward_input", backward_input_product(shape), gy, weight, None, None, gx, shape, False,
             workspace_limit, size)  # fmt: skip

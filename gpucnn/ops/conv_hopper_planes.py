@@ -1,8 +1,9 @@
 """Convolutions of NCHW images on the tensor cores of sm_90 (kernels/conv2d_planes_hopper.cuh), without transposes.
 
-Images are contiguous, of bfloat16 or float16, in one group; the stride is 1. The copy engine brings rectangles of an image,
-so rows must be multiples of 16 bytes: 8 columns; so must the channels of packed weights. A 1×1 filter sees no rows, and takes the whole plane for rows of any
-length. `takes` says what the kernels compute; the rest is another kernel's.
+Images are contiguous, of bfloat16 or float16, in one group; the stride is 1. The copy engine brings rectangles of an
+image, so rows must be multiples of 16 bytes: 8 columns; so must the channels of packed weights. A filter of one tap sees
+no rows, and takes the whole plane in rows of any length. `takes` says what the kernels compute; the rest is another
+kernel's.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ ANY = Form()
 
 
 def suits(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
-    """Whether the kernels are chosen for "forward" or "backward_input": on sm_90, unless most of a tile were padding."""
+    """Whether the kernels are chosen for a pass: on sm_90, of what they take, unless most of a tile were padding."""
     return min(shape.K, shape.C) >= MIN_EXTENT and architecture_of(other) == 90 and takes(operation, shape, read, other)
 
 
