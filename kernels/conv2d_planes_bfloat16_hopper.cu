@@ -11,3 +11,7 @@
 CONV2D_PLANES(bfloat16, 128, 256, 4)
 CONV2D_PLANES(bfloat16, 128, 128, 6)
 CONV2D_PLANES(bfloat16, 64, 256, 4)
+
+KERNEL(256, 4) conv2d_hopper_rows_bfloat16(const bfloat16* x, bfloat16* rows, int width, int pitch, int count) {
+    align_rows(x, rows, width, pitch, count);
+}

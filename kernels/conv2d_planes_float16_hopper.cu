@@ -11,3 +11,7 @@
 CONV2D_PLANES(float16, 128, 256, 4)
 CONV2D_PLANES(float16, 128, 128, 6)
 CONV2D_PLANES(float16, 64, 256, 4)
+
+KERNEL(256, 4) conv2d_hopper_rows_float16(const float16* x, float16* rows, int width, int pitch, int count) {
+    align_rows(x, rows, width, pitch, count);
+}

@@ -16,9 +16,7 @@
 // and leave by the copy engine where rows of c begin at multiples of 16 bytes, else thread by thread. What hangs over
 // the edges of c is not written.
 #pragma once
-#include "tile_hopper.cuh"
-
-constexpr int PIECE_PIXELS = 64;  // of 64 filters, on the way out
+#include "conv2d_planes_pieces.cuh"
 
 template <class Type_, int M, int N, int STAGES_>
 struct PlanesTiling {
@@ -38,28 +36,6 @@ struct PlanesTiling {
     static_assert(PIXELS % PIECE_PIXELS == 0 && PIXELS <= 256, "whole pieces of one wgmma");
     static_assert(SHARED_BYTES <= 227 * 1024, "what a block may have");
 };
-
-struct PlaneWalk {
-    int filters, height, width;      // of c: its channels, and rows and columns of an image
-    int rows, columns, slabs;        // of a filter; slabs of 64 channels
-    int first_h, first_w;            // where in the images the window of pixel (0, 0) begins
-    int dilation_h, dilation_w;
-    int log_width;                   // of a rectangle: 4, 5 or 6
-    int tiles_m, tiles_h, tiles_w;   // of c: of filters, and of an image's rows and columns
-    int relu;
-};
-
-// The first filter, image, row and column of a tile. Tiles of the same pixels are neighbours, for the L2 cache.
-struct PlanePlace {
-    int filter, image, row, column;
-};
-template <class Tile>
-__device__ __forceinline__ PlanePlace plane_place(const PlaneWalk& walk, int number) {
-    const int pixels = number / walk.tiles_m, rows = pixels / walk.tiles_w, image = rows / walk.tiles_h;
-    return {(number - pixels * walk.tiles_m) * Tile::TILE_M, image,
-            (rows - image * walk.tiles_h) * (Tile::TILE_N >> walk.log_width),
-            (pixels - rows * walk.tiles_w) << walk.log_width};
-}
 
 // The producer's thread.
 template <class Tile>
@@ -121,83 +97,6 @@ __device__ __forceinline__ void multiply_planes(Ring<Tile>& ring, const PlaneWal
     wgmma_wait<0>();
     wgmma_hold(sums);
     if (leads) barrier_arrive(ring.empty(ring.previous()));
-}
-
-// A piece of c, 64 filters × 64 pixels, is a box [row][filter][column] in shared memory: the byte of an element.
-__device__ __forceinline__ int piece_offset(int log_width, int filter, int pixel) {
-    const int width = 1 << log_width, column = pixel & (width - 1);
-    const int offset = 2 * (((pixel >> log_width) * GROUP_TILE_ROWS + filter) * width + column);
-    return offset ^ (offset >> 7 & (width / 8 - 1)) << 4;
-}
-
-// Eight pixels of a filter, in a piece and in an array of c's shape, which has the first `count` of them.
-template <class Type>
-struct PieceUnit {
-    Type *shared, *global;
-    int count;
-
-    __device__ __forceinline__ PieceUnit(const PlaneWalk& walk, const PlanePlace& at, unsigned char* piece, Type* array,
-                                         int number) {
-        const int line = number / (PIECE_PIXELS / 8), filter = at.filter + line;
-        const int pixel = number % (PIECE_PIXELS / 8) * 8;
-        const int h = at.row + (pixel >> walk.log_width), w = at.column + (pixel & ((1 << walk.log_width) - 1));
-        count = filter < walk.filters && h < walk.height ? max(min(walk.width - w, 8), 0) : 0;
-        shared = reinterpret_cast<Type*>(piece + piece_offset(walk.log_width, line, pixel));
-        global = array + ((static_cast<int64>(at.image) * walk.filters + filter) * walk.height + h) * walk.width + w;
-    }
-};
-
-// Copies a piece to an array, or from it, with zeros for what it has not, by all threads of a warpgroup.
-template <bool TO_ARRAY, class Type>
-__device__ __forceinline__ void copy_piece(const PlaneWalk& walk, const PlanePlace& at, unsigned char* piece,
-                                           Type* array) {
-    constexpr int UNITS = GROUP_TILE_ROWS * PIECE_PIXELS / 8;
-    const int thread = threadIdx.x % WARPGROUP;
-    if (walk.width % 8 == 0 && is_aligned16(array)) {
-        float4 values[UNITS / WARPGROUP] = {};  // all on their way together
-#pragma unroll
-        for (int i = 0; i < UNITS / WARPGROUP; ++i) {
-            const PieceUnit<Type> unit(walk, at, piece, array, i * WARPGROUP + thread);
-            if (unit.count) values[i] = load4(reinterpret_cast<float*>(TO_ARRAY ? unit.shared : unit.global));
-        }
-#pragma unroll
-        for (int i = 0; i < UNITS / WARPGROUP; ++i) {
-            const PieceUnit<Type> unit(walk, at, piece, array, i * WARPGROUP + thread);
-            if (unit.count || !TO_ARRAY)
-                store4(reinterpret_cast<float*>(TO_ARRAY ? unit.global : unit.shared), values[i]);
-        }
-        return;
-    }
-#pragma unroll 1
-    for (int number = thread; number < UNITS; number += WARPGROUP) {
-        const PieceUnit<Type> unit(walk, at, piece, array, number);
-        for (int i = 0; i < 8; ++i) {
-            if (!TO_ARRAY) unit.shared[i] = i < unit.count ? unit.global[i] : round_to<Type>(0.0f);
-            else if (i < unit.count) unit.global[i] = unit.shared[i];
-        }
-    }
-}
-
-// Sums of 64 pixels from 8·first on, + bias + what stands in the piece if `add`, to the piece. This thread has pixels
-// 2t and 2t + 1 of every eight, of a filter with bias[0] and of the one eight on.
-template <class Tile>
-__device__ __forceinline__ void write_piece(const PlaneWalk& walk, const typename Tile::Sums& sums, int first,
-                                            const float (&bias)[2], bool add, unsigned char* piece) {
-    const int lane = threadIdx.x % WARP_SIZE, line = threadIdx.x % WARPGROUP / WARP_SIZE * 16 + lane % 16;
-#pragma unroll
-    for (int block = 0; block < PIECE_PIXELS / 8; block += 2) {
-        unsigned char* place = piece + piece_offset(walk.log_width, line, 8 * (block + lane / 16));
-        uint32_t registers[4] = {};
-        if (add) load_matrices<4, false>(registers, place);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int pair = 4 * (first + block + i / 2) + 2 * (i % 2);
-            const float2 more = unpack<typename Tile::Type>(registers[i]);
-            registers[i] = pack<typename Tile::Type>(finish(sums[pair] + bias[i % 2] + more.x, walk.relu),
-                                                     finish(sums[pair + 1] + bias[i % 2] + more.y, walk.relu));
-        }
-        store_matrices<4, false>(place, registers);
-    }
 }
 
 // Where sums of a tile go.

@@ -1019,7 +1019,7 @@ HOPPER = (
     ),
     Mutant(
         "planes_swizzle_of_all_widths_alike",
-        "conv2d_planes_hopper.cuh",
+        "conv2d_planes_pieces.cuh",
         "offset >> 7 & (width / 8 - 1)",
         "offset >> 7 & 7",
         "test_conv2d_planes_hopper_kernels.py -k test_deep_products_and_tails and 128x128",
@@ -1033,9 +1033,9 @@ HOPPER = (
     ),
     Mutant(
         "planes_tail_column_stored",
-        "conv2d_planes_hopper.cuh",
-        "min(walk.width - w, 8)",
-        "min(walk.width - w + 1, 8)",
+        "conv2d_planes_pieces.cuh",
+        "w < walk.width;",
+        "w <= walk.width;",
         "test_conv2d_planes_hopper_kernels.py -k test_random_forward",
     ),
 )

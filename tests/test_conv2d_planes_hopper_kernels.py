@@ -74,18 +74,16 @@ def test_deep_products_and_tails(device, operation, tile):
 @pytest.mark.parametrize("operation", PASSES)
 @pytest.mark.parametrize("size", [(9, 13), (8, 24), (4, 6)])
 def test_a_filter_of_one_tap_takes_planes_for_rows(device, operation, size):
-    """13 columns of 9 rows are no multiple of 8 pixels; others are cut anew, whatever their rows."""
-    pixels = size[0] * size[1]
+    """13 columns of 9 rows are no multiple of 8 pixels, and are copied; others are cut anew, whatever their rows."""
     shape = shape_of(3, 16, *size, 24, 1, 1)
-    x, y = on(device, np.zeros(shape.x, np.float16), np.zeros(shape.y, np.float16))
-    assert conv_hopper_planes.takes(operation, shape, x, y) == (pixels % 8 == 0)
-    if pixels % 8 == 0:
-        forward = operation == "forward"
-        run(device, operation, shape, "float16", bias=forward, residual=forward)
+    x = on(device, np.zeros(shape.x, np.float16))[0]
+    assert conv_hopper_planes.copy_bytes(shape, x) == (0 if size[0] * size[1] % 8 == 0 else 3 * 16 * 9 * 16 * 2)
+    forward = operation == "forward"
+    run(device, operation, shape, "float16", bias=forward, residual=forward)
 
 
 @given(
-    size=st.tuples(st.integers(1, 3), st.sampled_from([8, 16, 72]), st.integers(3, 9), st.sampled_from([8, 24])),
+    size=st.tuples(st.integers(1, 3), st.sampled_from([8, 16, 72]), st.integers(3, 9), st.sampled_from([7, 8, 18, 24])),
     filters=st.sampled_from([5, 8, 40]),
     window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -96,7 +94,7 @@ def test_a_filter_of_one_tap_takes_planes_for_rows(device, operation, size):
 )
 @settings(max_examples=20)
 def test_random_forward(device, size, filters, window, padding, dilation, form, residual, masters):
-    """Rows of y are of any length: those that are no multiple of 8 are stored thread by thread."""
+    """Rows of any length: those of x that are no multiple of 8 are copied, those of y stored thread by thread."""
     if any((k - 1) * d + 1 > n + 2 * p for k, d, n, p in zip(window, dilation, size[2:], padding, strict=True)):
         return
     N, C, H, W = size
@@ -105,7 +103,7 @@ def test_random_forward(device, size, filters, window, padding, dilation, form, 
 
 
 @given(
-    size=st.tuples(st.integers(1, 3), st.sampled_from([5, 16, 72]), st.integers(3, 9), st.sampled_from([8, 24])),
+    size=st.tuples(st.integers(1, 3), st.sampled_from([5, 16, 72]), st.integers(3, 9), st.sampled_from([7, 8, 18, 24])),
     filters=st.sampled_from([8, 40]),
     window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -114,7 +112,7 @@ def test_random_forward(device, size, filters, window, padding, dilation, form, 
 )
 @settings(max_examples=20)
 def test_random_backward_input(device, size, filters, window, padding, dilation, form):
-    """Rows of gy are multiples of 8; those of gx follow."""
+    """Rows of gy are given; those of gx follow."""
     N, C, P, Q = size
     H, W = ((n - 1) + (k - 1) * d + 1 - 2 * p for n, k, d, p in zip((P, Q), window, dilation, padding, strict=True))
     if min(H, W) < 1:
@@ -158,8 +156,8 @@ def test_real_numbers(device, rng, operation, kind, limit):
     assert_relative_l2(devices.to_numpy(got), want, limit)
 
 
-def test_residual_that_begins_at_no_word(device):
-    """An array that starts 2 bytes off is read by single values."""
+def test_arrays_that_begin_at_no_word(device):
+    """Residual and images that start 2 bytes off are read by single values."""
     shape = shape_of(1, 8, 4, 8, 8, 1, 1)
     x, weight = on(device, np.ones(shape.x, np.float16), np.zeros(shape.weight, np.float16))
     count = int(np.prod(shape.y))
@@ -167,6 +165,10 @@ def test_residual_that_begins_at_no_word(device):
     residual = on(device, values)[0][1:].reshape(shape.y)
     y = devices.empty(shape.y, np.float16, x)
     conv_hopper_planes.forward(x, weight, None, residual, y, shape, False, 132)
+    assert_equal(devices.to_numpy(y), values[1:].reshape(shape.y))
+    weight = on(device, np.eye(8, dtype=np.float16).reshape(shape.weight))[0]
+    assert conv_hopper_planes.copy_bytes(shape, residual) == 2 * count
+    conv_hopper_planes.forward(residual, weight, None, None, y, shape, False, 132)
     assert_equal(devices.to_numpy(y), values[1:].reshape(shape.y))
 
 
@@ -203,12 +205,20 @@ def test_what_no_map_has_is_another_kernels(device):
     shape = shape_of(1, 8, 5, 8, 16, 3, 3)
     x, y = on(device, np.zeros(shape.x, np.float16), np.zeros(shape.y, np.float16))
     assert conv_hopper_planes.takes("forward", shape, x, y)
-    assert not conv_hopper_planes.takes("backward_input", shape, y, x)  # gy has rows of 6
     assert not conv_hopper_planes.takes("backward_weight", shape, x, y)
     assert not conv_hopper_planes.takes("forward", shape._replace(groups=2), x, y)
     assert not conv_hopper_planes.takes("forward", shape._replace(stride=(1, 2)), x, y)
     assert not conv_hopper_planes.takes("forward", shape, x.astype(np.float32), y)
     assert not conv_hopper_planes.takes("forward", shape, x.transpose(0, 1, 3, 2), y)
-    narrow = shape_of(1, 8, 5, 7, 16, 3, 3)
-    x, y = on(device, np.zeros(narrow.x, np.float16), np.zeros(narrow.y, np.float16))
-    assert not conv_hopper_planes.takes("forward", narrow, x, y)
+    assert not conv_hopper_planes.takes("forward", shape_of(1, 6, 5, 8, 16, 3, 3), x[:, :6], y)
+
+
+def test_a_copy_within_the_limit(device):
+    shape = shape_of(1, 32, 5, 7, 32, 3, 3)
+    x, y = on(device, np.zeros(shape.x, np.float16), np.zeros(shape.y, np.float16))
+    size = 32 * 5 * 8 * 2
+    assert conv_hopper_planes.suits("forward", shape, x, y, size)
+    assert not conv_hopper_planes.suits("forward", shape, x, y, size - 1)
+    even = shape_of(1, 32, 5, 8, 32, 3, 3)
+    x, y = on(device, np.zeros(even.x, np.float16), np.zeros(even.y, np.float16))
+    assert conv_hopper_planes.suits("forward", even, x, y, -1)

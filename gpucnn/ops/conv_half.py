@@ -104,10 +104,10 @@ def forward(
     x and y may have any strides, residual has y's. weight and bias are float32 or of x's dtype.
     """
     _check("conv2d_forward", x, shape)
-    for kernels in (conv_hopper, conv_hopper_planes):
-        if kernels.suits("forward", shape, x, y) and (residual is None or residual.strides == y.strides):
-            kernels.forward(x, weight, _float32(bias), residual, y, shape, relu, multiprocessors())
-            return
+    kernels = _hopper("forward", shape, x, y, workspace_limit)
+    if kernels and (residual is None or residual.strides == y.strides):
+        kernels.forward(x, weight, _float32(bias), residual, y, shape, relu, multiprocessors())
+        return
     _gather("conv2d_forward", forward_product(shape), x, weight, _float32(bias), residual, y, shape, relu,
             workspace_limit, (shape.P, shape.Q))  # fmt: skip
 
@@ -115,13 +115,20 @@ def forward(
 def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gx (N,C,H,W), overwritten; gy and gx may have any strides. weight is float32 or of gy's dtype."""
     _check("conv2d_backward_input", gy, shape)
-    for kernels in (conv_hopper, conv_hopper_planes):
-        if kernels.suits("backward_input", shape, gy, gx):
-            kernels.backward_input(gy, weight, gx, shape, multiprocessors())
-            return
+    if kernels := _hopper("backward_input", shape, gy, gx, workspace_limit):
+        kernels.backward_input(gy, weight, gx, shape, multiprocessors())
+        return
     size = -(-shape.H // shape.stride[0]), -(-shape.W // shape.stride[1])
     _gather("conv2d_backward_input", backward_input_product(shape), gy, weight, None, None, gx, shape, False,
             workspace_limit, size)  # fmt: skip
+
+
+def _hopper(operation: str, shape: ConvShape, read: Any, other: Any, workspace_limit: int | None) -> Any:
+    """The module whose kernels of sm_90 compute a pass over the images `read`, or None."""
+    if conv_hopper.suits(operation, shape, read, other):
+        return conv_hopper
+    limit = None if workspace_limit is None else workspace_limit - 2 * math.prod(shape.weight)
+    return conv_hopper_planes if conv_hopper_planes.suits(operation, shape, read, other, limit) else None
 
 
 def _gather(

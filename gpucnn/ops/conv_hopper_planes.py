@@ -1,13 +1,14 @@
 """Convolutions of NCHW images on the tensor cores of sm_90 (kernels/conv2d_planes_hopper.cuh), without transposes.
 
 Images are contiguous, of bfloat16 or float16, in one group; the stride is 1. The copy engine brings rectangles of an
-image, so rows must be multiples of 16 bytes: 8 columns; so must the channels of packed weights. A filter of one tap sees
-no rows, and takes the whole plane in rows of any length. `takes` says what the kernels compute; the rest is another
-kernel's.
+image, so rows must begin at multiples of 16 bytes: 8 columns. Others are copied to such rows first. A filter of one tap
+sees no rows, and takes the whole plane in rows of any length. Channels are a multiple of 8, for they are the rows of
+packed weights. `takes` says what the kernels compute; the rest is another kernel's.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -43,9 +44,15 @@ class Form(NamedTuple):
 ANY = Form()
 
 
-def suits(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
-    """Whether the kernels are chosen for a pass: on sm_90, of what they take, unless most of a tile were padding."""
-    return min(shape.K, shape.C) >= MIN_EXTENT and architecture_of(other) == 90 and takes(operation, shape, read, other)
+def suits(operation: str, shape: ConvShape, read: Any, other: Any, limit: int | None = None) -> bool:
+    """Whether the kernels are chosen for a pass: on sm_90, of what they take, unless most of a tile were padding.
+
+    - limit: bytes that a copy of the images may have, if they need one; None for any
+    """
+    if min(shape.K, shape.C) < MIN_EXTENT or architecture_of(other) != 90 or not takes(operation, shape, read, other):
+        return False
+    size = copy_bytes(shape, read)
+    return size == 0 or limit is None or size <= limit
 
 
 def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
@@ -55,18 +62,35 @@ def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
     """
     if read.dtype.name not in TYPES or other.dtype.name != read.dtype.name or shape.groups != 1 or 0 in shape[:9]:
         return False
-    if operation not in ("forward", "backward_input") or shape.stride != (1, 1):
+    if operation not in ("forward", "backward_input") or shape.stride != (1, 1) or read.shape[1] % UNIT:
         return False
-    if not (read.flags.c_contiguous and other.flags.c_contiguous) or devices.address(read) % 16:
+    if not (read.flags.c_contiguous and other.flags.c_contiguous):
         return False
-    if read.shape[1] % UNIT:
-        return False
-    columns = shape.H * shape.W if _is_pointwise(shape) else read.shape[3]
-    return columns % UNIT == 0 and max(other.size, read.size) < 2**31
+    return max(other.size, read.size, copy_bytes(shape, read) // 2) < 2**31
+
+
+def copy_bytes(shape: ConvShape, read: Any) -> int:
+    """Of the copy that images need whose rows do not begin at multiples of 16 bytes, else 0."""
+    if devices.address(read) % 16 == 0 and (_is_pointwise(shape) or read.shape[3] % UNIT == 0):
+        return 0
+    return math.prod(read.shape[:3]) * _pitch(read) * read.itemsize
+
+
+def _pitch(images: Any) -> int:
+    return -(-images.shape[3] // UNIT) * UNIT
 
 
 def _is_pointwise(shape: ConvShape) -> bool:
-    return shape.R == shape.S == 1 and shape.padding == (0, 0)
+    """Whether a filter has one tap, and whole planes are rows that begin at multiples of 16 bytes."""
+    return shape.R == shape.S == 1 and shape.padding == (0, 0) and shape.H * shape.W % UNIT == 0
+
+
+def _aligned(images: Any) -> Any:
+    """The images in rows that begin at multiples of 16 bytes."""
+    columns, pitch = images.shape[3], _pitch(images)
+    rows = devices.empty((*images.shape[:3], pitch), images.dtype, images)
+    launch(f"conv2d_hopper_rows_{images.dtype.name}", grid_for(rows.size), images, rows, columns, pitch, rows.size)
+    return rows[:, :, :, :columns]
 
 
 @lru_cache(maxsize=4096)
@@ -123,7 +147,9 @@ def _multiply(
     multiprocessors: int, form: Form,
 ) -> None:  # fmt: skip
     filters, taps, channels = packed.shape
-    slabs, pointwise, size = -(-channels // SLAB), _is_pointwise(shape), out.shape[2:]
+    slabs, size, pointwise = -(-channels // SLAB), out.shape[2:], _is_pointwise(shape)
+    if copy_bytes(shape, images):
+        images, pointwise = _aligned(images), False
     tile, (columns, width) = choose(filters, out.shape[0], size, taps * slabs, multiprocessors, pointwise)
     tile = next(one for one in TILES if one.name == (form.tile or tile.name))
     width = form.width or width
