@@ -1,5 +1,5 @@
-// What conv2d_planes_hopper.cuh does beside products: which tile is where, how its sums leave piece by piece, and images
-// in rows that the copy engine can read.
+// What conv2d_planes_hopper.cuh does beside products: which tile is where, how its sums leave piece by piece, and rows
+// of images that the copy engine can read.
 #pragma once
 #include "tile_hopper.cuh"
 

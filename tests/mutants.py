@@ -1038,6 +1038,13 @@ HOPPER = (
         "w <= walk.width;",
         "test_conv2d_planes_hopper_kernels.py -k test_random_forward",
     ),
+    Mutant(
+        "planes_slab_of_the_wrong_tap",
+        "conv2d_planes_weights_hopper.cuh",
+        "tap = number / steps.slabs, r",
+        "tap = number % steps.taps, r",
+        "test_conv2d_planes_hopper_kernels.py -k test_deep_weight_gradient",
+    ),
 )
 
 MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES + HOPPER

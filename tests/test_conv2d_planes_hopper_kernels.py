@@ -42,7 +42,7 @@ def run(
     if operation == "forward":
         added = rng.integers(-9, 10, shape.K).astype(np.float64) if bias else None
         addend = rng.integers(-5, 6, shape.y).astype(np.float64) if residual else None
-        want = conv.conv2d_forward(x, w, added, shape)
+        want = conv.conv2d_forward(x, w, added, shape, "im2col")
         want = want + addend if residual else want
         want = np.maximum(want, 0) if relu else want
         read, moved = on(device, x.astype(DTYPES[kind]), None if addend is None else addend.astype(DTYPES[kind]))
@@ -51,11 +51,25 @@ def run(
         assert conv_hopper_planes.takes(operation, shape, read, got)
         conv_hopper_planes.forward(read, weight, offset, moved, got, shape, relu, blocks, form)
     else:
-        want = conv.conv2d_backward_input(gy, w, shape)
+        want = conv.conv2d_backward_input(gy, w, shape, "im2col")
         read = on(device, gy.astype(DTYPES[kind]))[0]
         got = devices.empty(shape.x, DTYPES[kind], read)
         assert conv_hopper_planes.takes(operation, shape, read, got)
         conv_hopper_planes.backward_input(read, weight, got, shape, blocks, form)
+    got = devices.to_numpy(got)
+    assert_equal(got, want.astype(np.float32).astype(got.dtype))
+    return got
+
+
+def run_weights(device, shape: ConvShape, kind: str = "bfloat16", out: str = "float32", blocks: int = 132, **options):
+    """The weight gradient of small integers, compared as in `run`."""
+    rng = np.random.default_rng(sum(shape[:9]))
+    x, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.y))
+    want = conv.conv2d_backward_weight(x, gy, shape, "im2col")
+    images, gradients = on(device, x.astype(DTYPES[kind]), gy.astype(DTYPES[kind]))
+    got = devices.empty(shape.weight, DTYPES[out], images)
+    assert conv_hopper_planes.takes("backward_weight", shape, images, gradients)
+    conv_hopper_planes.backward_weight(images, gradients, got, shape, blocks, **options)
     got = devices.to_numpy(got)
     assert_equal(got, want.astype(np.float32).astype(got.dtype))
     return got
@@ -119,6 +133,42 @@ def test_random_backward_input(device, size, filters, window, padding, dilation,
         return
     run(device, "backward_input", shape_of(N, C, H, W, filters, *window, padding=padding, dilation=dilation),
         "float16", form)  # fmt: skip
+
+
+def test_deep_weight_gradient(device):
+    """Stages go round twice and more: 2·9·2 steps; filters and channels end in a tile, rows in a segment."""
+    run_weights(device, shape_of(2, 72, 9, 72, 136, 3, 3, padding=1), "float16", blocks=3, planes=1)
+
+
+def test_weight_gradient_in_splits(device):
+    run_weights(device, shape_of(3, 8, 17, 65, 8, 2, 3), "bfloat16", "bfloat16")
+
+
+@given(
+    size=st.tuples(st.integers(1, 3), st.sampled_from([3, 8, 72]), st.integers(3, 9), st.sampled_from([7, 8, 24, 70])),
+    filters=st.sampled_from([5, 40]),
+    window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
+@settings(max_examples=20)
+def test_random_weight_gradient(device, size, filters, window, padding, dilation):
+    if any((k - 1) * d + 1 > n + 2 * p for k, d, n, p in zip(window, dilation, size[2:], padding, strict=True)):
+        return
+    N, C, H, W = size
+    run_weights(device, shape_of(N, C, H, W, filters, *window, padding=padding, dilation=dilation))
+
+
+@pytest.mark.parametrize("mode", ["asan", "race"])
+def test_sound_weight_gradient(device, mode):
+    if device != "sim":
+        pytest.skip("modes of the simulator")
+    first = None
+    for schedule in SCHEDULES[1:3]:
+        with simulator.configured(mode=mode, **schedule):
+            got = run_weights(device, shape_of(1, 8, 14, 9, 8, 2, 1, padding=(0, 1)), blocks=1)
+        first = got if first is None else first
+        assert_same_bits(got, first)
 
 
 @pytest.mark.parametrize("tile", ["128x128", "64x256"])
@@ -188,24 +238,28 @@ def test_operations_use_the_kernels(device, monkeypatch, rng):
     monkeypatch.setattr(
         conv_hopper_planes, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
     )
-    shape = shape_of(1, 64, 6, 8, 40, 3, 3, padding=1)
+    shape = shape_of(1, 64, 6, 28, 40, 3, 3, padding=1)
     x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
     left, weight, right = on(device, x.astype(DTYPES["bfloat16"]), w.astype(np.float32), gy.astype(DTYPES["bfloat16"]))
     got = (
         conv.conv2d_forward(left, weight, None, shape, "implicit_gemm"),
         conv.conv2d_backward_input(right, weight, shape, "implicit_gemm"),
+        conv.conv2d_backward_weight(left, right, shape, "implicit_gemm", dtype=np.float32),
     )
-    want = conv.conv2d_forward(x, w, None, shape), conv.conv2d_backward_input(gy, w, shape)
+    want = (
+        conv.conv2d_forward(x, w, None, shape, "im2col"),
+        conv.conv2d_backward_input(gy, w, shape, "im2col"),
+        conv.conv2d_backward_weight(x, gy, shape, "im2col"),
+    )
     for one, other in zip(got, want, strict=True):
         assert_equal(devices.to_numpy(one), other.astype(np.float32).astype(one.dtype))
-    assert len([name for name in names if name.startswith("conv2d_hopper_planes")]) == 2
+    assert len([name for name in names if name.startswith("conv2d_hopper_plane")]) == 3
 
 
 def test_what_no_map_has_is_another_kernels(device):
     shape = shape_of(1, 8, 5, 8, 16, 3, 3)
     x, y = on(device, np.zeros(shape.x, np.float16), np.zeros(shape.y, np.float16))
     assert conv_hopper_planes.takes("forward", shape, x, y)
-    assert not conv_hopper_planes.takes("backward_weight", shape, x, y)
     assert not conv_hopper_planes.takes("forward", shape._replace(groups=2), x, y)
     assert not conv_hopper_planes.takes("forward", shape._replace(stride=(1, 2)), x, y)
     assert not conv_hopper_planes.takes("forward", shape, x.astype(np.float32), y)

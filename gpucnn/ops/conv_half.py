@@ -168,6 +168,9 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit:
     if planes and conv_hopper.suits("backward_weight", shape, x, gy):
         conv_hopper.backward_weight(x, gy, gw, shape, multiprocessors(), planes)
         return
+    if planes and conv_hopper_planes.suits("backward_weight", shape, x, gy, workspace_limit):
+        conv_hopper_planes.backward_weight(x, gy, gw, shape, multiprocessors(), planes)
+        return
     x, x_strides = image_strides("conv2d_backward_weight", x, shape)
     gy, gy_strides = image_strides("conv2d_backward_weight", gy, shape)
     product = backward_weight_product(shape)
