@@ -42,11 +42,12 @@ struct PieceUnit {
 
     __device__ __forceinline__ PieceUnit(const PlaneWalk& walk, const PlanePlace& at, unsigned char* piece, Type* array,
                                          int number) {
-        const int line = number / (PIECE_PIXELS / PIXELS), filter = at.filter + line;
-        const int pixel = number % (PIECE_PIXELS / PIXELS) * PIXELS;
-        const int h = at.row + (pixel >> walk.log_width), w = at.column + (pixel & ((1 << walk.log_width) - 1));
+        const int place = number * PIXELS, lines = place >> walk.log_width;  // neighbours in the piece, for its banks
+        const int column = place & ((1 << walk.log_width) - 1);
+        const int line = lines % GROUP_TILE_ROWS, row = lines / GROUP_TILE_ROWS;
+        const int filter = at.filter + line, h = at.row + row, w = at.column + column;
         inside = filter < walk.filters && h < walk.height && w < walk.width;
-        shared = reinterpret_cast<Type*>(piece + piece_offset(walk.log_width, line, pixel));
+        shared = reinterpret_cast<Type*>(piece + piece_offset(walk.log_width, line, (row << walk.log_width) + column));
         global = array + ((static_cast<int64>(at.image) * walk.filters + filter) * walk.height + h) * walk.width + w;
     }
 };

@@ -276,3 +276,17 @@ def test_a_copy_within_the_limit(device):
     even = shape_of(1, 32, 5, 8, 32, 3, 3)
     x, y = on(device, np.zeros(even.x, np.float16), np.zeros(even.y, np.float16))
     assert conv_hopper_planes.suits("forward", even, x, y, -1)
+
+
+@pytest.mark.parametrize("width, columns", [(16, 64), (32, 30), (64, 64)])
+def test_no_bank_conflicts(device, width, columns):
+    """The way out, residual and sums: each 128 bytes of shared memory in one go, whatever the swizzle."""
+    if device != "sim":
+        pytest.skip("counters of the simulator")
+    with simulator.profiling() as profiles:
+        shape = shape_of(1, 8, 8, columns, 64, 1, 3, padding=(0, 1))
+        run(device, "forward", shape, form=Form("64x256", width), residual=True)
+    kernel = next(profile for name, profile in profiles if "_planes_" in name)
+    shared = [c for c in kernel.lines.values() if c.space == "shared" and c.requests >= 50]
+    assert sum(c.requests for c in shared) > 200
+    assert all(c.units * 128 <= max(c.bytes, 128 * c.requests) for c in shared)
