@@ -1029,7 +1029,7 @@ HOPPER = (
         "conv2d_planes_hopper.cuh",
         "const_cast<Type*>(c.residual));\n            named_barrier_wait(1 + group, WARPGROUP);",
         "const_cast<Type*>(c.residual));",
-        "test_conv2d_planes_hopper_kernels.py -k test_sound and race and 64x256",
+        "test_conv2d_planes_hopper_kernels.py -k test_sound and race-64x256",
     ),
     Mutant(
         "planes_tail_column_stored",
