@@ -62,6 +62,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     **{f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG") for name in ("gemm_nn", "gemm_nt", "gemm_tn")},
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
     "conv2d_hopper_phases_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "STG.E.128"),
+    "conv2d_hopper_planes_": ("HGMMA", "UTMALDG.4D", "SYNCS", "UTMASTG", "LDSM", "STSM"),
+    "conv2d_hopper_plane_weights_": ("HGMMA", "UTMALDG.4D", "SYNCS", "UTMASTG"),
     **{
         f"conv2d_{operation}_{form}": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.128")
         for operation in ("forward", "backward_input")

@@ -1094,6 +1094,41 @@ HOPPER = (
         "slab = 0, tap = step % walk.taps;",
         "test_conv2d_hopper_kernels.py -k test_sums_in_planes and bfloat16",
     ),
+    Mutant(
+        "planes_rows_too_near",
+        "conv2d_planes_hopper.cuh",
+        "row = 64 * line, eight",
+        "row = 32 * line, eight",
+        "test_conv2d_planes_hopper_kernels.py -k test_deep_products_and_tails and 128x128",
+    ),
+    Mutant(
+        "planes_swizzle_of_all_widths_alike",
+        "conv2d_planes_pieces.cuh",
+        "offset >> 7 & (width / 8 - 1)",
+        "offset >> 7 & 7",
+        "test_conv2d_planes_hopper_kernels.py -k test_deep_products_and_tails and 128x128",
+    ),
+    Mutant(
+        "planes_residual_read_before_it_is_there",
+        "conv2d_planes_hopper.cuh",
+        "const_cast<Type*>(c.residual));\n            named_barrier_wait(1 + group, WARPGROUP);",
+        "const_cast<Type*>(c.residual));",
+        "test_conv2d_planes_hopper_kernels.py -k test_sound and race-64x256",
+    ),
+    Mutant(
+        "planes_tail_column_stored",
+        "conv2d_planes_pieces.cuh",
+        "w < walk.width;",
+        "w <= walk.width;",
+        "test_conv2d_planes_hopper_kernels.py -k test_random_forward",
+    ),
+    Mutant(
+        "planes_slab_of_the_wrong_tap",
+        "conv2d_planes_weights_hopper.cuh",
+        "tap = number / steps.slabs, r",
+        "tap = number % steps.taps, r",
+        "test_conv2d_planes_hopper_kernels.py -k test_deep_weight_gradient",
+    ),
 )
 
 MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES + HOPPER

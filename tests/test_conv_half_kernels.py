@@ -15,7 +15,7 @@ from kernel_check import assert_sound, assert_two_runs_equal, on
 from gpucnn import device as devices
 from gpucnn import ops
 from gpucnn.launch import simulator
-from gpucnn.ops import conv_half, conv_hopper
+from gpucnn.ops import conv_half, conv_hopper, conv_hopper_planes
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 PASSES = ("forward", "backward_input", "backward_weight")
@@ -44,7 +44,8 @@ cases = pytest.mark.parametrize("case", CASES)
 @pytest.fixture(autouse=True)
 def no_hopper_kernels(monkeypatch):
     """sm_90 has kernels of its own, which would take over: they have their own tests."""
-    monkeypatch.setattr(conv_hopper, "suits", lambda *_: False)
+    for kernels in (conv_hopper, conv_hopper_planes):
+        monkeypatch.setattr(kernels, "suits", lambda *_: False)
 
 
 def shape_of(case: str) -> Any:

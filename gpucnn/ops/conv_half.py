@@ -3,7 +3,7 @@
 Products of 16-bit values are summed in float32 and rounded once (kernels/conv2d_half_gather.cuh and
 conv2d_half_backward_weight.cuh). Arrays may have any strides; where channels are contiguous and whole eights of them
 belong to a group, they are copied 16 bytes at a time. On sm_90 the copy engine brings patches of channels-last images
-(gpucnn.ops.conv_hopper), where it can.
+(gpucnn.ops.conv_hopper) or rectangles of NCHW ones (gpucnn.ops.conv_hopper_planes), where it can.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn.launch import Strided, architecture_of, grid_for, launch
 from gpucnn.launch.division import divisor
-from gpucnn.ops import conv_hopper, conv_implicit_gemm
+from gpucnn.ops import conv_hopper, conv_hopper_planes, conv_implicit_gemm
 from gpucnn.ops.conv_implicit_gemm import Product
 from gpucnn.ops.conv_sums import image_strides
 from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
@@ -106,12 +106,14 @@ def forward(
     x and y may have any strides, residual has y's. weight and bias are float32 or of x's dtype.
     """
     _check("conv2d_forward", x, shape)
-    if conv_hopper.suits("forward", shape, x, y) and (residual is None or residual.strides == y.strides):
+    if residual is None or residual.strides == y.strides:
         finish = conv_hopper.Finish(_float32(bias), residual, relu)
-        workspace = forward_workspace(shape, x.dtype, workspace_limit)
-        planes = _hopper_planes("forward", forward_product(shape), shape, workspace)
-        conv_hopper.forward(x, weight, y, shape, multiprocessors(), finish, planes)
-        return
+        if conv_hopper.suits("forward", shape, x, y):
+            workspace = forward_workspace(shape, x.dtype, workspace_limit)
+            planes = _split_planes("forward", forward_product(shape), shape, workspace)
+            return conv_hopper.forward(x, weight, y, shape, multiprocessors(), finish, planes)
+        if conv_hopper_planes.suits("forward", shape, x, y, _room(shape, workspace_limit)):
+            return conv_hopper_planes.forward(x, weight, y, shape, multiprocessors(), finish)
     _gather("conv2d_forward", forward_product(shape), x, weight, _float32(bias), residual, y, shape, relu,
             workspace_limit, (shape.P, shape.Q))  # fmt: skip
 
@@ -121,18 +123,24 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_li
     _check("conv2d_backward_input", gy, shape)
     if conv_hopper.suits("backward_input", shape, gy, gx):
         workspace = backward_input_workspace(shape, gy.dtype, workspace_limit)
-        planes = _hopper_planes("backward_input", backward_input_product(shape), shape, workspace)
-        conv_hopper.backward_input(gy, weight, gx, shape, multiprocessors(), planes)
-        return
+        planes = _split_planes("backward_input", backward_input_product(shape), shape, workspace)
+        return conv_hopper.backward_input(gy, weight, gx, shape, multiprocessors(), planes)
+    if conv_hopper_planes.suits("backward_input", shape, gy, gx, _room(shape, workspace_limit)):
+        return conv_hopper_planes.backward_input(gy, weight, gx, shape, multiprocessors())
     size = -(-shape.H // shape.stride[0]), -(-shape.W // shape.stride[1])
     _gather("conv2d_backward_input", backward_input_product(shape), gy, weight, None, None, gx, shape, False,
             workspace_limit, size)  # fmt: skip
 
 
-def _hopper_planes(operation: str, product: Product, shape: ConvShape, workspace: int) -> int:
+def _split_planes(operation: str, product: Product, shape: ConvShape, workspace: int) -> int:
     """How many planes of split sums the kernels of sm_90 may have beside packed weights: as many as these have."""
     planes = workspace - 2 * math.prod(_packed_shape(product))
     return max(1, planes // conv_hopper.plane_bytes(operation, shape))
+
+
+def _room(shape: ConvShape, workspace_limit: int | None) -> int | None:
+    """What a limit leaves for copies of images, beside packed weights."""
+    return None if workspace_limit is None else workspace_limit - 2 * math.prod(shape.weight)
 
 
 def _gather(
@@ -170,8 +178,12 @@ def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit:
     _check("conv2d_backward_weight", x, shape)
     suits = conv_hopper.suits("backward_weight", shape, x, gy)
     if suits and (planes := conv_hopper.most_weight_planes(shape, workspace_limit)):
-        conv_hopper.backward_weight(x, gy, gw, shape, multiprocessors(), planes)
-        return
+        return conv_hopper.backward_weight(x, gy, gw, shape, multiprocessors(), planes)
+    if conv_hopper_planes.suits("backward_weight", shape, x, gy, workspace_limit):
+        copies = conv_hopper_planes.copy_bytes(shape, x, gy)
+        room = None if workspace_limit is None else workspace_limit - copies
+        if planes := conv_hopper.most_weight_planes(shape, room):
+            return conv_hopper_planes.backward_weight(x, gy, gw, shape, multiprocessors(), planes)
     x, x_strides = image_strides("conv2d_backward_weight", x, shape)
     gy, gy_strides = image_strides("conv2d_backward_weight", gy, shape)
     product = backward_weight_product(shape)

@@ -172,7 +172,7 @@ def forward(
     y and residual are channels-last; weight (K,C/groups,R,S) is contiguous and of x's dtype or float32, bias (K,) is
     float32; planes: of split sums, at most.
     """
-    packed = _pack("forward", weight, shape, x)
+    packed = packed_weights("forward", weight, shape, x)
     _multiply("forward", x, packed, y, shape, multiprocessors, finish, planes, form)
 
 
@@ -180,14 +180,14 @@ def backward_input(
     gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES, form: Form = ANY
 ) -> None:
     """gx (N,C,H,W), channels-last, overwritten; weight and planes as in `forward`."""
-    packed = _pack("backward_input", weight, shape, gy)
+    packed = packed_weights("backward_input", weight, shape, gy)
     if shape.stride == (1, 1):
         _multiply("backward_input", gy, packed, gx, shape, multiprocessors, PLAIN, planes, form)
     else:
         _multiply_phases(gy, packed, gx, shape, multiprocessors, planes, form)
 
 
-def _pack(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
+def packed_weights(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
     """The weights (rows, taps, channels of a bundle)."""
     found, taps = bundles(operation, shape), shape.R * shape.S
     packed = devices.empty((found.batches * found.rows, taps, found.channels), like.dtype, like)
