@@ -60,6 +60,11 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for form in ("tf32", "float32_tensor")
     },
     **{f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG") for name in ("gemm_nn", "gemm_nt", "gemm_tn")},
+    **{
+        f"gemm_{layout}_hopper_{types}_pairs_": ("UTMALDG.MULTICAST", "UCGABAR_WAIT")
+        for layout in ("nn", "nt", "tn")
+        for types in ("bfloat16_bfloat16", "bfloat16_float", "float16_float16", "float16_float", "tf32_float")
+    },
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
     **{
         f"conv2d_{operation}_{form}": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.128")
@@ -130,9 +135,10 @@ KEPT = {
 # Kernels that may compute in double: batch norm joins means and variances of its parts, a few operations a part.
 DOUBLES = ("batch_norm_",)
 INSTRUCTION_BYTES = 16
+KINDS_OF_COPIES = ("IM2COL", "MULTICAST")
 FLOATING_POINT = ("FFMA", "FADD", "FMUL", "MUFU", "DFMA", "DADD", "DMUL", "F2F", "I2F", "F2I")
 COUNTED = re.compile(
-    r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|STSM|UTMALDG|UTMASTG|SYNCS|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
+    r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|STSM|UTMALDG|UTMASTG|SYNCS|UCGABAR|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
 )
 
 
@@ -305,7 +311,9 @@ def loops_on_tensor_cores(listing: list[str]) -> str:
 
 def _width(name: str) -> str:
     """The name with its width and kind, without caching hints: LDG.E.128.CONSTANT → LDG.E.128."""
-    parts = [part for part in name.split(".") if part in ("E", "64", "128", "IM2COL") or part == name.split(".")[0]]
+    parts = [
+        part for part in name.split(".") if part in ("E", "64", "128", *KINDS_OF_COPIES) or part == name.split(".")[0]
+    ]
     return ".".join(parts)
 
 

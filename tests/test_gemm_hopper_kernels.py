@@ -18,6 +18,7 @@ from gpucnn.precision import precision
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 RELATIVE = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-11}  # half a unit in the last place, of tf32 too
 TILES = {tile.name: tile for tile in gemm_hopper.TILES}
+PAIRS = {tile.name: tile for tile in gemm_hopper.PAIRS}
 HALVES = ("bfloat16", "float16")
 
 
@@ -86,6 +87,29 @@ def test_tf32(device, tile):
     integers((2, 130, 132, 420), "float32", "nt", None, "column", True, (tile, 1, 2), device=device)
 
 
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
+@pytest.mark.parametrize("kind", HALVES)
+def test_pairs_of_blocks(device, kind, layout):
+    """Stages are used more than twice; two tiles, or one and a partner without rows; columns end in either half."""
+    integers((1, 136, 136, 13 * 64 + 8), kind, layout, None, "row", True, ("pairs_128x128", 1, 2), device=device)
+    integers((1, 72, 264, 9 * 64 + 8), kind, layout, None, "column", False, ("pairs_128x256", 1, 2), device=device)
+    integers((1, 16, 72, 17 * 64 + 8), kind, layout, "float32", "row", True, ("pairs_128x128", 1, 2), device=device)
+
+
+@pytest.mark.parametrize("tile", PAIRS)
+def test_pairs_of_tf32(device, tile):
+    """Two clusters go round three pairs of tiles of each matrix, the last of them of a tile and a half."""
+    integers((2, 650, 36, 420), "float32", "nt", None, "column", True, (tile, 1, 4), device=device)
+
+
+@pytest.mark.parametrize("pitch", [0, 3])
+def test_pairs_with_all_that_products_have(device, pitch):
+    """Batches, residual and splits; rows of c that no map has; a launch of more clusters than there is work for."""
+    form = ("pairs_128x128", 2, 132)
+    integers((2, 130, 72, 136), "bfloat16", "nt", None, "column", True, form, pitch, True, device)
+    integers((2, 130, 72, 136), "float16", "nn", "float32", "row", True, ("pairs_128x128", 1, 2), pitch, True, device)
+
+
 @pytest.mark.parametrize("pitch", [0, 3])
 def test_rows_of_c_that_no_map_has(device, pitch):
     integers((2, 5, 9, 16), "bfloat16", "nt", None, "row", False, ("128x128", 1, 1), pitch, device=device)
@@ -147,14 +171,15 @@ def test_error_of_many_positive_terms(device, rng):
     assert_relative_l2(got, a.astype(np.float64) @ b.astype(np.float64), 5e-6)
 
 
+@pytest.mark.parametrize("form", [("128x128", 1, 1), ("pairs_128x128", 1, 2)])
 @pytest.mark.parametrize("mode", ["asan", "race"])
-def test_sound(device, mode):
+def test_sound(device, mode, form):
     if device != "sim":
         pytest.skip("modes of the simulator")
     first = None
     for schedule in SCHEDULES[1:]:
         with simulator.configured(mode=mode, **schedule):
-            got = integers((1, 72, 136, 7 * 32 + 4), "float32", form=("128x128", 1, 1))
+            got = integers((1, 72, 136, 7 * 32 + 4), "float32", form=form)
         first = got if first is None else first
         assert_same_bits(got, first)
 
@@ -199,7 +224,24 @@ def test_what_no_map_has_is_another_kernels(device):
     assert gemm_hopper.takes(single, single.swapaxes(1, 2), single)
 
 
-@pytest.mark.parametrize("tile", gemm_hopper.TILES)
+def test_the_halves_of_b_arrive_in_any_order(device):
+    """Early, late and in random order, of the one block's copies and of the other's; more steps than two laps take."""
+    if device != "sim":
+        pytest.skip("schedules of the simulator")
+    for schedule in (*SCHEDULES, {"order": "reverse", "late_copies": False}, {"order": "random", "seed": 3}):
+        with simulator.configured(**schedule):
+            integers((1, 136, 264, 9 * 32 + 4), "float32", form=("pairs_128x256", 1, 2))
+
+
+def test_choice_of_pairs():
+    """They take large products; not those of one row of tiles, of which each second block would compute nothing."""
+    assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64, pairs=True)[0].name == "pairs_128x256"
+    assert gemm_hopper.choose(128, 33792, 1024, 1, 132, 64, pairs=True)[0].name == "128x256"
+    assert gemm_hopper.choose(256, 128, 65536, 1, 132, 64, True, pairs=True)[0].name == "pairs_128x128"
+    assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64)[0].name == "128x256"
+
+
+@pytest.mark.parametrize("tile", gemm_hopper.TILES + gemm_hopper.PAIRS)
 def test_choice(tile):
     """Large products take wide tiles and no splits, few tiles of many terms are split, each split a whole step."""
     assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64)[0].name == "128x256"
