@@ -233,6 +233,17 @@ def test_the_halves_of_b_arrive_in_any_order(device):
             integers((1, 136, 264, 9 * 32 + 4), "float32", form=("pairs_128x256", 1, 2))
 
 
+def test_pairs_read_b_once(device):
+    """Of two tiles of 128 rows, and one step: a's rows, and b's columns for each block or for both."""
+    if device != "sim":
+        pytest.skip("counters of the simulator")
+    for tile, times in (("128x128", 2), ("pairs_128x128", 1)):
+        with simulator.profiling(lines=False) as profiles:
+            integers((1, 256, 128, 64), form=(tile, 1, 2))
+        counts = [count for _, profile in profiles for count in profile.lines.values() if count.space == "global"]
+        assert sum(count.bytes for count in counts if not count.writes) == (256 + times * 128) * 64 * 2
+
+
 def test_choice_of_pairs():
     """They take large products; not those of one row of tiles, of which each second block would compute nothing."""
     assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64, pairs=True)[0].name == "pairs_128x256"
