@@ -244,6 +244,35 @@ def test_pairs_read_b_once(device):
         assert sum(count.bytes for count in counts if not count.writes) == (256 + times * 128) * 64 * 2
 
 
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
+def test_rows_of_a_last_round_have_a_launch_of_their_own(device, monkeypatch, layout):
+    """Three tiles on two multiprocessors: two, and the terms of the third in two halves."""
+    names: list[str] = []
+    launch, multiply = gemm_hopper.launch, gemm_hopper.multiply
+    monkeypatch.setattr(
+        gemm_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
+    )
+    monkeypatch.setattr(gemm_hopper, "multiply", lambda *given: multiply(*given[:6], 2, *given[7:]))
+    assert gemm_hopper.whole_rounds(368, 72, 4096, 1, 2, 64) == 256
+    integers((1, 368, 72, 4096), "bfloat16", layout, None, "row", True, (), 8, True, device)
+    assert [name.partition("bfloat16")[2] for name in names] == ["_bfloat16_pairs_128x128", "_float_128x128", ""]
+
+
+@given(st.tuples(*[st.integers(1, 9000)] * 3), st.integers(1, 3), st.sampled_from([2, 132]), st.booleans())
+@settings(max_examples=60)
+def test_whole_rounds(sizes, batch, multiprocessors, in_float32):
+    """They are whole tiles, and no launch is added for less than a twentieth; few rows have none."""
+    M, N, K = sizes
+    rows = gemm_hopper.whole_rounds(M, N, K, batch, multiprocessors, 64, in_float32)
+    assert rows == M or (0 < rows < M and rows % 128 == 0)
+    assert M > 128 or rows == M
+
+
+def test_choice_of_rounds():
+    assert [gemm_hopper.whole_rounds(size, size, size, 1, 132, 64) for size in (2048, 4096)] == [2048, 4096]
+    assert gemm_hopper.whole_rounds(3072, 3072, 3072, 1, 132, 64) == 2816  # 132 pairs of tiles; 12 are left
+
+
 def test_choice_of_pairs():
     """They take large products; not those of one row of tiles, of which each second block would compute nothing."""
     assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64, pairs=True)[0].name == "pairs_128x256"

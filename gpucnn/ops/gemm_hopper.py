@@ -45,6 +45,10 @@ class HopperTile(NamedTuple):
         """Tiles of M×N, or so many times as few as a cluster has blocks."""
         return -(-M // (self.blocks * self.M)) * -(-N // self.N)
 
+    def clusters(self, blocks: int) -> int:
+        """How many clusters so many blocks are, but at least one."""
+        return max(1, blocks // self.blocks)
+
     @property
     def shared_bytes(self) -> int:
         return self.stages * ((self.M + self.N) * LINE_BYTES + 16) + EPILOGUE_BYTES
@@ -73,18 +77,41 @@ def choose(
     candidates = (s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= most_splits)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
 
-    def clocks(choice: tuple[HopperTile, int]) -> int:
-        tile, count = choice
-        share = -(-B * tile.count(M, N) * count // (multiprocessors // tile.blocks))
-        result = share * (-(-split_terms(K, count, step) // step) * tile.clocks + TILE_CLOCKS)
-        if count > 1:
-            result += LAUNCH_CLOCKS + SPLIT_BYTES * B * M * N * count // (multiprocessors * BYTES_PER_CLOCK)
-        return result
-
     wide = () if in_float32 else TILES + PAIRS * pairs
     narrow = FLOAT_TILES + FLOAT_PAIRS * pairs
     choices = [(tile, 1) for tile in wide] + [(tile, count) for tile in narrow for count in splits]
-    return min(choices, key=lambda choice: (clocks(choice), choice[1]))
+    return min(choices, key=lambda choice: (_clocks(*choice, M, N, K, B, multiprocessors, step), choice[1]))
+
+
+def _clocks(tile: HopperTile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int, step: int) -> int:
+    share = -(-B * tile.count(M, N) * splits // tile.clusters(multiprocessors))
+    clocks = share * (-(-split_terms(K, splits, step) // step) * tile.clocks + TILE_CLOCKS)
+    if splits > 1:
+        clocks += LAUNCH_CLOCKS + SPLIT_BYTES * B * M * N * splits // (multiprocessors * BYTES_PER_CLOCK)
+    return clocks
+
+
+@cache
+def whole_rounds(M: int, N: int, K: int, B: int, multiprocessors: int, step: int, in_float32: bool = False) -> int:
+    """Rows of c that fill whole rounds of tiles, if another launch for the rest saves a twentieth of the clocks; else M.
+
+    The last round of one launch may leave most multiprocessors idle. Its rows may have smaller tiles or be split by
+    terms, whose planes are added in order: about what blocks that share tiles (stream-K) would save, by kernels that
+    are there.
+    """
+
+    def clocks(rows: int) -> int:
+        chosen = choose(rows, N, K, B, multiprocessors, step, in_float32, pairs=True)
+        return _clocks(*chosen, rows, N, K, B, multiprocessors, step)
+
+    found = {M: clocks(M) * 19 // 20}
+    for tile in FLOAT_TILES + FLOAT_PAIRS if in_float32 else TILES + PAIRS:
+        clusters = tile.clusters(multiprocessors)
+        tiles = B * tile.count(M, N) // clusters * clusters
+        rows = tiles // (B * tile.count(1, N)) * tile.blocks * tile.M
+        if 0 < rows < M:
+            found[rows] = clocks(rows) + clocks(M - rows) + LAUNCH_CLOCKS
+    return min(found, key=lambda rows: (found[rows], -rows))
 
 
 def split_terms(K: int, splits: int, step: int) -> int:
@@ -156,6 +183,20 @@ def multiply(
 
     - a: (B,M,K) or (1,M,K), b: (B,K,N) or (1,K,N), c: (B,M,N); residual: of c's dtype, shape and strides, or None
     """
+    (B, M, N), step = c.shape, LINE_BYTES // a.itemsize
+    whole = whole_rounds(M, N, a.shape[2], B, multiprocessors, step, c.dtype != a.dtype) if form == ANY else M
+    if whole == M:
+        return _multiply(a, b, c, bias, per_row, relu, multiprocessors, residual, form)
+    for rows in (slice(0, whole), slice(whole, M)):
+        added = None if residual is None else residual[:, rows]
+        own_bias = bias[rows] if per_row and bias is not None else bias
+        _multiply(a[:, rows], b, c[:, rows], own_bias, per_row, relu, multiprocessors, added, form)
+
+
+def _multiply(
+    a: Any, b: Any, c: Any, bias: Any, per_row: bool, relu: bool, multiprocessors: int, residual: Any, form: Form
+) -> None:
+    """In one launch, or of split terms in two."""
     (B, M, N), K = c.shape, a.shape[2]
     step, tf32 = LINE_BYTES // a.itemsize, a.dtype.name == "float32"
     chosen, count = choose(M, N, K, B, multiprocessors, step, c.dtype != a.dtype, pairs=True)
@@ -169,7 +210,7 @@ def multiply(
     shape = _shape((M, N, K), splits, terms, finish, (a_batch, b_batch), target, B)
     mapped = maps(target, 2)
     tiles = B * tile.count(M, N) * splits
-    clusters = min(tiles, (form.blocks or multiprocessors) // tile.blocks)
+    clusters = min(tiles, tile.clusters(form.blocks or multiprocessors))
     layout = ("n" if a_terms else "t") + ("t" if b_terms else "n")
     launch(f"gemm_{layout}_hopper_{TYPES[a.dtype.name]}_{OUTPUTS[target.dtype.name]}_{tile.name}",
            clusters * tile.blocks, a_map, b_map, store_map(target) if mapped else a_map,
