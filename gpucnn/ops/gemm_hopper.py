@@ -93,7 +93,7 @@ def _clocks(tile: HopperTile, splits: int, M: int, N: int, K: int, B: int, multi
 
 @cache
 def whole_rounds(M: int, N: int, K: int, B: int, multiprocessors: int, step: int, in_float32: bool = False) -> int:
-    """Rows of c that fill whole rounds of tiles, if another launch for the rest saves a twentieth of the clocks; else M.
+    """Rows of c that fill whole rounds of tiles, if another launch for the rest saves 1 in 20 of all clocks; else M.
 
     The last round of one launch may leave most multiprocessors idle. Its rows may have smaller tiles or be split by
     terms, whose planes are added in order: about what blocks that share tiles (stream-K) would save, by kernels that
