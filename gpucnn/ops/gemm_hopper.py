@@ -41,7 +41,7 @@ class HopperTile(NamedTuple):
     def name(self) -> str:
         return f"{'pairs_' if self.blocks == 2 else ''}{self.M}x{self.N}"
 
-    def count(self, M: int, N: int) -> int:
+    def tiles(self, M: int, N: int) -> int:
         """Tiles of M×N, or so many times as few as a cluster has blocks."""
         return -(-M // (self.blocks * self.M)) * -(-N // self.N)
 
@@ -80,11 +80,12 @@ def choose(
     wide = () if in_float32 else TILES + PAIRS * pairs
     narrow = FLOAT_TILES + FLOAT_PAIRS * pairs
     choices = [(tile, 1) for tile in wide] + [(tile, count) for tile in narrow for count in splits]
-    return min(choices, key=lambda choice: (_clocks(*choice, M, N, K, B, multiprocessors, step), choice[1]))
+    return min(choices, key=lambda choice: (_clocks(choice, M, N, K, B, multiprocessors, step), choice[1]))
 
 
-def _clocks(tile: HopperTile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int, step: int) -> int:
-    share = -(-B * tile.count(M, N) * splits // tile.clusters(multiprocessors))
+def _clocks(choice: tuple[HopperTile, int], M: int, N: int, K: int, B: int, multiprocessors: int, step: int) -> int:
+    tile, splits = choice
+    share = -(-B * tile.tiles(M, N) * splits // tile.clusters(multiprocessors))
     clocks = share * (-(-split_terms(K, splits, step) // step) * tile.clocks + TILE_CLOCKS)
     if splits > 1:
         clocks += LAUNCH_CLOCKS + SPLIT_BYTES * B * M * N * splits // (multiprocessors * BYTES_PER_CLOCK)
@@ -102,13 +103,13 @@ def whole_rounds(M: int, N: int, K: int, B: int, multiprocessors: int, step: int
 
     def clocks(rows: int) -> int:
         chosen = choose(rows, N, K, B, multiprocessors, step, in_float32, pairs=True)
-        return _clocks(*chosen, rows, N, K, B, multiprocessors, step)
+        return _clocks(chosen, rows, N, K, B, multiprocessors, step)
 
     found = {M: clocks(M) * 19 // 20}
     for tile in FLOAT_TILES + FLOAT_PAIRS if in_float32 else TILES + PAIRS:
         clusters = tile.clusters(multiprocessors)
-        tiles = B * tile.count(M, N) // clusters * clusters
-        rows = tiles // (B * tile.count(1, N)) * tile.blocks * tile.M
+        tiles = B * tile.tiles(M, N) // clusters * clusters
+        rows = tiles // (B * tile.tiles(1, N)) * tile.blocks * tile.M
         if 0 < rows < M:
             found[rows] = clocks(rows) + clocks(M - rows) + LAUNCH_CLOCKS
     return min(found, key=lambda rows: (found[rows], -rows))
@@ -209,7 +210,7 @@ def _multiply(
     finish = (bias, residual, per_row, relu) if splits == 1 else (None, None, False, False)
     shape = _shape((M, N, K), splits, terms, finish, (a_batch, b_batch), target, B)
     mapped = maps(target, 2)
-    tiles = B * tile.count(M, N) * splits
+    tiles = B * tile.tiles(M, N) * splits
     clusters = min(tiles, tile.clusters(form.blocks or multiprocessors))
     layout = ("n" if a_terms else "t") + ("t" if b_terms else "n")
     launch(f"gemm_{layout}_hopper_{TYPES[a.dtype.name]}_{OUTPUTS[target.dtype.name]}_{tile.name}",
