@@ -1,4 +1,4 @@
-// Convolutions of channels-last images on Hopper's tensor cores (tile_hopper.cuh), 16 bits, one group. For sm_90a alone;
+// Convolutions of channels-last images on Hopper's tensor cores (tile_hopper.cuh), 16 bits. For sm_90a alone;
 // conv2d_bfloat16_hopper.cu and conv2d_float16_hopper.cu.
 //
 // conv2d_hopper_images: c (pixels, filters) = images · weights. Rows are the pixels of the output (n,p,q), so c is the
@@ -7,17 +7,22 @@
 // Weights are packed (filter, tap, channel), a dimension each, so channels past the last are zeros in both operands.
 // - forward: images x and the weights (K,R,S,C)
 // - backward_input, stride 1: images gy, whose windows are those of the filter turned round, and weights (C,R,S,K)
-// Then bias, residual (of c's type and strides, or null) and ReLU.
+// Then bias, residual (of c's type and strides, or null) and ReLU. Or planes of float32 sums, where the terms are split,
+// which gemm_hopper_add adds in their order.
 //
 // conv2d_hopper_weights: c (filters, columns) = gyᵀ · patches. Terms are pixels, 64 a step; columns are (tap, channels in
 // slabs of 64), so every slab of patches is one copy. Each split has a plane of float32 sums, in which a tap takes whole
 // slabs; conv2d_hopper_add adds them in their order, so bits do not depend on timing.
+//
+// Groups are batches of the product. Those of few channels are bundled: a bundle of them counts as one group of up to 64
+// channels, whose weights are zeros between its members. A slab that a group does not fill holds the next one's channels
+// too, times zeros: an infinity or NaN there becomes a NaN here. Gradients of weights have no such neighbours.
 #pragma once
 #include "division.cuh"
 #include "tile_hopper.cuh"
 
 struct ImageWalk {
-    int taps, columns, slabs;                   // of a filter: its taps, those of a row; slabs of 64 channels
+    int taps, columns, slabs, group_channels;   // of a filter: its taps, those of a row; slabs of 64 channels, channels
     int stride_h, stride_w, first_h, first_w;   // the place in the image of pixel (0, 0), and from pixel to pixel
     int dilation_h, dilation_w;
     unsigned by_image[3], by_row[3];            // divisors: pixels of an image and of a row of the output
@@ -39,18 +44,18 @@ struct ImageTiles {
     const GemmShape& shape;
     const ImageWalk& walk;
     ImagePlace place;
-    int filter, slab, tap, row, column;  // the tap, and its row and column of the filter
+    int filter, first, slab, tap, row, column;  // the group's first channel; the tap, and its row and column of the filter
 
     __device__ __forceinline__ void start(const Position& at) {
         place = image_place(walk, at.row);
-        filter = at.column;
+        filter = at.batch * shape.N + at.column, first = at.batch * walk.group_channels;
         const int step = at.split * (shape.split_terms / Tile::TERMS);
         slab = step / walk.taps, tap = step % walk.taps;
         row = tap / walk.columns, column = tap % walk.columns;
     }
     __device__ __forceinline__ void operator()(unsigned char* left, unsigned char* right, Barrier* full) {
         const int channel = slab * Tile::TERMS;
-        const int pixels[4] = {channel, place.w, place.h, place.image}, filters[3] = {channel, tap, filter};
+        const int pixels[4] = {first + channel, place.w, place.h, place.image}, filters[3] = {channel, tap, filter};
         tma_load_im2col(left, images, full, pixels, column * walk.dilation_w, row * walk.dilation_h);
         tma_load<3>(right, weights, full, filters);
         ++tap;
@@ -64,10 +69,11 @@ struct PatchTiles {
     const TensorMap &gradients, &images;
     const GemmShape& shape;
     const ImageWalk& walk;
-    int pixel, filter, slab;
+    int pixel, filter, first, slab;  // the group's first channel
 
     __device__ __forceinline__ void start(const Position& at) {
-        pixel = at.split * shape.split_terms, filter = at.row, slab = at.column / Tile::SLAB;
+        pixel = at.split * shape.split_terms, slab = at.column / Tile::SLAB;
+        filter = at.batch * shape.M + at.row, first = at.batch * walk.group_channels;
     }
     __device__ __forceinline__ void operator()(unsigned char* left, unsigned char* right, Barrier* full) {
 #pragma unroll
@@ -79,7 +85,7 @@ struct PatchTiles {
         for (int i = 0; i < Tile::TILE_N / Tile::SLAB; ++i) {
             const int number = min(slab + i, walk.taps * walk.slabs - 1);  // past the last, any: its sums are not stored
             const int tap = number / walk.slabs, row = tap / walk.columns;
-            const int at[4] = {number % walk.slabs * Tile::SLAB, place.w, place.h, place.image};
+            const int at[4] = {first + number % walk.slabs * Tile::SLAB, place.w, place.h, place.image};
             tma_load_im2col(right + i * Tile::SLAB_BYTES, images, full, at, (tap - row * walk.columns) * walk.dilation_w,
                             row * walk.dilation_h);
         }
@@ -87,28 +93,43 @@ struct PatchTiles {
     }
 };
 
-// gw[k,c,tap] = Σ planes (splits,K,taps,pitch) in their order, of whose pitch the first `channels` count; `count` weights.
+struct WeightPlanes {
+    int splits, channels, pitch, taps;  // of a group; the pitch of a tap's channels
+    int filters, bundle, count;         // of a group; groups of a bundle; all weights
+};
+
+// gw[k,c,tap] = Σ planes (splits,K,taps,pitch) in their order, where a tap's channels are those of a bundle.
 template <class Output>
-__device__ __forceinline__ void add_planes(const float* planes, Output* gw, int splits, int channels, int pitch, int taps,
-                                           int count) {
-    const int64 plane = static_cast<int64>(count / (channels * taps)) * taps * pitch;
-    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
-        const unsigned tap = i % taps, rest = i / taps, channel = rest % channels, filter = rest / channels;
-        const float* from = planes + (static_cast<int64>(filter) * taps + tap) * pitch + channel;
+__device__ __forceinline__ void add_planes(const float* planes, Output* gw, const WeightPlanes& shape) {
+    const int64 plane = static_cast<int64>(shape.count / (shape.channels * shape.taps)) * shape.taps * shape.pitch;
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < shape.count; i += gridDim.x * 256) {
+        const unsigned tap = i % shape.taps, rest = i / shape.taps;
+        const unsigned filter = rest / shape.channels, member = filter / shape.filters % shape.bundle;
+        const unsigned channel = member * shape.channels + rest % shape.channels;
+        const float* from = planes + (static_cast<int64>(filter) * shape.taps + tap) * shape.pitch + channel;
         float sum = 0.0f;
 #pragma unroll 4
-        for (int split = 0; split < splits; ++split) sum += from[split * plane];
+        for (int split = 0; split < shape.splits; ++split) sum += from[split * plane];
         gw[i] = round_to<Output>(sum);
     }
 }
 
-// packed[f,tap,c] = weights[f,c,tap] by strides, for taps in their order or, `turned`, from the last on; `count` weights.
+struct WeightOrder {
+    int channels, taps, turned;         // of a bundle
+    int filters, members, bundle, count;  // filters and channels of a group; groups of a bundle; all packed weights
+    int64 group_stride, filter_stride, channel_stride;
+};
+
+// packed[f,tap,c] = weights[f,c,tap] by strides, for taps in their order or, `turned`, from the last on; c goes over the
+// channels of a bundle, of which those of other groups than f's are zeros.
 template <class Source, class Type>
-__device__ __forceinline__ void pack_weights(const Source* weights, Type* packed, int channels, int taps,
-                                             int64 filter_stride, int64 channel_stride, int turned, int count) {
-    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
-        const unsigned channel = i % channels, rest = i / channels, tap = rest % taps, filter = rest / taps;
-        const int64 from = filter * filter_stride + channel * channel_stride + (turned ? taps - 1 - tap : tap);
-        packed[i] = round_to<Type>(to_float(weights[from]));
+__device__ __forceinline__ void pack_weights(const Source* weights, Type* packed, const WeightOrder& order) {
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < order.count; i += gridDim.x * 256) {
+        const unsigned channel = i % order.channels, rest = i / order.channels;
+        const unsigned tap = rest % order.taps, filter = rest / order.taps, group = filter / order.filters;
+        const int64 from = group * order.group_stride + filter % order.filters * order.filter_stride +
+                           channel % order.members * order.channel_stride + (order.turned ? order.taps - 1 - tap : tap);
+        const bool own = group % order.bundle == channel / order.members;
+        packed[i] = round_to<Type>(own ? to_float(weights[from]) : 0.0f);
     }
 }

@@ -306,7 +306,7 @@ __device__ __forceinline__ void store_pieces(const Epilogue<Tile>& epilogue, con
 template <class Tile>
 __device__ __forceinline__ void consume(Ring<Tile> ring, int group, const TensorMap& c, typename Tile::Output* target,
                                         const float* bias, const typename Tile::Output* residual, const GemmShape& shape,
-                                        int tiles, int batches, bool mapped) {
+                                        int tiles, int batches, bool mapped, int bias_batch) {
     unsigned char* buffers = ring.tiles + Tile::OUT + group * PIECES * PIECE_BYTES;
     int turn = 0;
     for (int tile = blockIdx.x / Tile::CLUSTER; tile < tiles; tile += gridDim.x / Tile::CLUSTER) {
@@ -314,7 +314,8 @@ __device__ __forceinline__ void consume(Ring<Tile> ring, int group, const Tensor
         typename Tile::Sums sums;
         multiply_tile<Tile>(ring, steps_at<Tile>(shape, at), group, sums);
         const typename Tile::Output* addend = residual ? residual + at.batch * shape.c_batch : nullptr;
-        const Epilogue<Tile> epilogue(shape, bias, addend, at.row + group * GROUP_TILE_ROWS, at.column);
+        const float* offsets = bias ? bias + at.batch * bias_batch : nullptr;
+        const Epilogue<Tile> epilogue(shape, offsets, addend, at.row + group * GROUP_TILE_ROWS, at.column);
         if (mapped) {
             store_pieces<Tile>(epilogue, sums, group, buffers, c, at.split * batches + at.batch, turn);
         } else {
@@ -336,11 +337,13 @@ __device__ __forceinline__ void wait_for_all() {
     }
 }
 
-// A block of a launch that computes `tiles` tiles in all, or so many times as many as a cluster has blocks.
+// A block of a launch that computes `tiles` tiles in all, or so many times as many as a cluster has blocks. bias_batch:
+// from a batch's bias to the next one's.
 template <class Tile, class Load>
 __device__ __forceinline__ void hopper_product(Load load, const TensorMap& c, typename Tile::Output* target,
                                                const float* bias, const typename Tile::Output* residual,
-                                               const GemmShape& shape, int tiles, int batches, bool mapped) {
+                                               const GemmShape& shape, int tiles, int batches, bool mapped,
+                                               int bias_batch = 0) {
     SHARED_BOXES(unsigned char, shared);
     const Ring<Tile> ring(shared);
     if (threadIdx.x == 0) ring.init();
@@ -351,7 +354,7 @@ __device__ __forceinline__ void hopper_product(Load load, const TensorMap& c, ty
         if (threadIdx.x == 0) produce<Tile>(load, ring, shape, tiles);
     } else {
         take_registers<232>();
-        consume<Tile>(ring, group - 1, c, target, bias, residual, shape, tiles, batches, mapped);
+        consume<Tile>(ring, group - 1, c, target, bias, residual, shape, tiles, batches, mapped, bias_batch);
     }
     if constexpr (Tile::CLUSTER > 1) wait_for_all<Tile>();
 }

@@ -13,6 +13,7 @@ from kernel_check import SCHEDULES, on
 from gpucnn import device as devices
 from gpucnn.launch import simulator
 from gpucnn.ops import conv, conv_hopper
+from gpucnn.ops.gemm_hopper import Form
 from gpucnn.ops.shapes import ConvShape, conv_shape
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
@@ -38,7 +39,7 @@ def output(size, kind: str, like):
 def run(
     device, operation: str, shape: ConvShape, kind: str = "bfloat16", out: str | None = None, tile: str = "128x128",
     blocks: int = 132, planes: int = 64, bias: bool = False, relu: bool = False, residual: bool = False,
-    masters: bool = False,
+    masters: bool = False, splits: int | None = None,
 ):  # fmt: skip
     """The pass of small integers, compared with the sums of the CPU in float64, rounded once."""
     rng = np.random.default_rng(sum(shape[:9]))
@@ -55,14 +56,15 @@ def run(
         assert conv_hopper.takes(operation, shape, read, other)
         weight, offset = on(device, w.astype(stored), None if added is None else added.astype(np.float32))
         moved = images(addend, kind, device) if residual else None
-        conv_hopper.forward(read, weight, offset, moved, other, shape, relu, blocks, tile)
+        finish = conv_hopper.Finish(offset, moved, relu)
+        conv_hopper.forward(read, weight, other, shape, blocks, finish, form=Form(tile, splits))
         got = other
     elif operation == "backward_input":
         want = conv.conv2d_backward_input(gy, w, shape)
         read = images(gy, kind, device)
         got = output(shape.x, kind, read)
         assert conv_hopper.takes(operation, shape, read, got)
-        conv_hopper.backward_input(read, *on(device, w.astype(stored)), got, shape, blocks, tile)
+        conv_hopper.backward_input(read, *on(device, w.astype(stored)), got, shape, blocks, form=Form(tile, splits))
     else:
         want = conv.conv2d_backward_weight(x, gy, shape)
         read, other = images(x, kind, device), images(gy, kind, device)
@@ -74,8 +76,8 @@ def run(
     return got
 
 
-def shape_of(N, C, H, W, K, R, S, **options) -> ConvShape:
-    return conv_shape((N, C, H, W), (K, C, R, S), **options)
+def shape_of(N, C, H, W, K, R, S, groups=1, **options) -> ConvShape:
+    return conv_shape((N, C, H, W), (K, C // groups, R, S), groups=groups, **options)
 
 
 @pytest.mark.parametrize("operation", PASSES)
@@ -115,7 +117,6 @@ def test_pixels_reach_over_images(device, operation):
 def test_random_shapes(device, size, filters, window, stride, padding, dilation, operation, kind):
     if any((k - 1) * d + 1 > n + 2 * p for k, d, n, p in zip(window, dilation, size[2:], padding, strict=True)):
         return
-    stride = (1, 1) if operation == "backward_input" else stride
     N, C, H, W = size
     run(
         device,
@@ -123,6 +124,55 @@ def test_random_shapes(device, size, filters, window, stride, padding, dilation,
         shape_of(N, C, H, W, filters, *window, stride=stride, padding=padding, dilation=dilation),
         kind,
     )
+
+
+STRIDED = {
+    "3x3": shape_of(2, 72, 9, 11, 136, 3, 3, stride=2, padding=1),
+    "1x1": shape_of(3, 16, 7, 10, 24, 1, 1, stride=2),  # three of four phases have no taps
+    "7x5": shape_of(1, 8, 23, 14, 16, 7, 5, stride=(4, 3), padding=(2, 0)),
+    "dilated": shape_of(2, 8, 13, 12, 16, 4, 3, stride=(4, 2), padding=(1, 2), dilation=(2, 4)),  # odd rows have none
+    "border": shape_of(2, 8, 1, 9, 16, 1, 3, stride=(2, 3), padding=1),  # of one row, which no tap meets
+}
+
+
+@pytest.mark.parametrize("shape", STRIDED.values(), ids=STRIDED)
+@pytest.mark.parametrize("tile", ["128x128", "128x256"])
+def test_phases_of_strides(device, tile, shape):
+    run(device, "backward_input", shape, tile=tile, blocks=3)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_sums_in_planes(device, kind):
+    """The last split has fewer steps; a phase of fewer steps than splits leaves planes of zeros."""
+    shape = shape_of(2, 136, 5, 6, 40, 3, 3, padding=1)
+    run(device, "forward", shape, kind, splits=4, bias=True, residual=True, relu=True)
+    run(device, "backward_input", shape, kind, splits=2)
+    run(device, "backward_input", shape_of(2, 40, 5, 6, 72, 3, 3, stride=2, padding=1), kind, splits=3)
+
+
+GROUPED = {
+    "of 64": dict(size=(2, 128, 6, 7, 128, 3, 3), groups=2),
+    "of more": dict(size=(2, 144, 6, 5, 272, 2, 3), groups=2),  # no whole slabs, no whole tiles
+    "bundles": dict(size=(2, 96, 7, 6, 48, 3, 3), groups=6),  # of 2 groups of 16 or 3 of 8
+    "of 4": dict(size=(1, 32, 7, 6, 32, 3, 2), groups=8),
+}
+
+
+@pytest.mark.parametrize("operation", [*PASSES, "phases"])
+@pytest.mark.parametrize("options", GROUPED.values(), ids=GROUPED)
+def test_groups(device, operation, options):
+    stride = 2 if operation == "phases" else 1
+    shape = shape_of(*options["size"], groups=options["groups"], padding=1, stride=stride)
+    operation = "backward_input" if operation == "phases" else operation
+    tile = "128x64" if shape.K // shape.groups <= 64 else "128x128"
+    run(device, operation, shape, tile=tile, blocks=3, bias=True, residual=True, relu=True)
+
+
+def test_split_sums_of_groups(device):
+    shape = shape_of(1, 144, 5, 6, 144, 2, 3, groups=2, padding=1)
+    run(device, "forward", shape, splits=2, residual=True)
+    run(device, "backward_input", shape, splits=3)
+    run(device, "backward_input", shape_of(1, 144, 5, 6, 144, 2, 3, groups=2, stride=2), splits=2)
 
 
 def test_filters_that_no_map_has(device):
@@ -142,12 +192,14 @@ def test_weight_gradient_in_splits(device, out):
     run(device, "backward_weight", shape_of(9, 8, 17, 17, 8, 3, 3), out=out)
 
 
-@pytest.mark.parametrize("operation", PASSES)
+@pytest.mark.parametrize("operation", [*PASSES, "phases"])
 @pytest.mark.parametrize("mode", ["asan", "race"])
 def test_sound(device, operation, mode):
     if device != "sim":
         pytest.skip("modes of the simulator")
     shape = shape_of(1, 8, 12, 13, 16, 2, 2, padding=1)
+    if operation == "phases":
+        operation, shape = "backward_input", shape_of(1, 136, 12, 13, 8, 3, 3, stride=2)
     first = None
     for schedule in SCHEDULES[1:3]:
         with simulator.configured(mode=mode, **schedule):
@@ -187,10 +239,36 @@ def test_what_no_map_has_is_another_kernels(device):
     x = images(np.zeros(shape.x), "bfloat16", device)
     y = output(shape.y, "bfloat16", x)
     assert conv_hopper.takes("forward", shape, x, y)
-    assert not conv_hopper.takes("forward", shape._replace(groups=2), x, y)
     assert not conv_hopper.takes("forward", shape, devices.contiguous(x), y)
     assert not conv_hopper.takes("forward", shape, x.astype(np.float32), y)
-    assert not conv_hopper.takes("backward_input", shape._replace(stride=(2, 2)), y, x)
+    assert not conv_hopper.takes("backward_input", shape._replace(stride=(5, 1)), y, x)
     wide = shape_of(1, 8, 300, 5, 16, 280, 1)
     x, y = images(np.zeros(wide.x), "bfloat16", device), images(np.zeros(wide.y), "bfloat16", device)
     assert not conv_hopper.takes("forward", wide, x, y)  # taps are at most 254 rows apart
+    odd = shape_of(1, 40, 5, 5, 16, 3, 3, groups=2)  # rows of 20 weights
+    x, y = images(np.zeros(odd.x), "bfloat16", device), images(np.zeros(odd.y), "bfloat16", device)
+    assert not conv_hopper.takes("forward", odd, x, y)
+    assert conv_hopper.takes("backward_weight", odd, x, y)
+
+
+@pytest.mark.parametrize(
+    ("operation", "channels", "filters", "groups", "chosen"),
+    [
+        (
+            "forward",
+            128,
+            128,
+            32,
+            True,
+        ),  # ResNeXt-50's: bundles of 16 take no more products than a group's tile of 64×64
+        ("backward_input", 256, 256, 32, True),
+        ("forward", 2048, 2048, 32, True),
+        ("backward_weight", 128, 128, 32, True),
+        ("backward_weight", 1024, 1024, 32, False),
+        ("backward_weight", 1024, 1024, 4, True),
+        ("forward", 72, 72, 3, False),  # two of 24 in a slab are more than one step of 32
+    ],
+)
+def test_groups_that_fill_tiles(operation, channels, filters, groups, chosen):
+    shape = shape_of(8, channels, 14, 14, filters, 3, 3, groups=groups, padding=1)
+    assert conv_hopper.fills_tiles(operation, shape) is chosen

@@ -218,6 +218,23 @@ def im2col_backward(
                      channels=channels, pixels=pixels, swizzle=swizzle, tf32=tf32)  # fmt: skip
 
 
+def im2col_window(
+    x: Any, *, first: tuple[int, int], size: tuple[int, int], reach: tuple[int, int], channels: int, pixels: int,
+    swizzle: int = 0,
+) -> TensorMap:  # fmt: skip
+    """The same for any windows side by side: row (n, i, j) starts at {c, first_w + j, first_h + i, n}.
+
+    - first: (h, w) of a window's first pixel; size: how many (rows, columns) of windows; reach: the largest offsets
+    Raises ValueError as `TensorMap` does.
+    """
+    dims, strides = _layout(x)
+    _require_rank(dims, 4)
+    _require_offsets((reach[0] + 1, reach[1] + 1), (1, 1))
+    lower, upper = first[::-1], tuple(first[axis] + size[axis] - dims[2 - axis] for axis in (1, 0))
+    return TensorMap(x, dims, strides, (1, 1, 1, 1), lower=lower, upper=upper, channels=channels, pixels=pixels,
+                     swizzle=swizzle)  # fmt: skip
+
+
 def _layout(array: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(dims, strides) of an array, innermost first; a dimension of one element gets a stride that is allowed."""
     _require(array.ndim >= 1, "the array has no dimension")

@@ -105,7 +105,10 @@ def forward(
     """
     _check("conv2d_forward", x, shape)
     if conv_hopper.suits("forward", shape, x, y) and (residual is None or residual.strides == y.strides):
-        conv_hopper.forward(x, weight, _float32(bias), residual, y, shape, relu, multiprocessors())
+        finish = conv_hopper.Finish(_float32(bias), residual, relu)
+        workspace = forward_workspace(shape, x.dtype, workspace_limit)
+        planes = _hopper_planes("forward", forward_product(shape), shape, workspace)
+        conv_hopper.forward(x, weight, y, shape, multiprocessors(), finish, planes)
         return
     _gather("conv2d_forward", forward_product(shape), x, weight, _float32(bias), residual, y, shape, relu,
             workspace_limit, (shape.P, shape.Q))  # fmt: skip
@@ -115,11 +118,19 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_li
     """gx (N,C,H,W), overwritten; gy and gx may have any strides. weight is float32 or of gy's dtype."""
     _check("conv2d_backward_input", gy, shape)
     if conv_hopper.suits("backward_input", shape, gy, gx):
-        conv_hopper.backward_input(gy, weight, gx, shape, multiprocessors())
+        workspace = backward_input_workspace(shape, gy.dtype, workspace_limit)
+        planes = _hopper_planes("backward_input", backward_input_product(shape), shape, workspace)
+        conv_hopper.backward_input(gy, weight, gx, shape, multiprocessors(), planes)
         return
     size = -(-shape.H // shape.stride[0]), -(-shape.W // shape.stride[1])
     _gather("conv2d_backward_input", backward_input_product(shape), gy, weight, None, None, gx, shape, False,
             workspace_limit, size)  # fmt: skip
+
+
+def _hopper_planes(operation: str, product: Product, shape: ConvShape, workspace: int) -> int:
+    """How many planes of split sums the kernels of sm_90 may have beside packed weights: as many as these have."""
+    planes = workspace - 2 * math.prod(_packed_shape(product))
+    return max(1, planes // conv_hopper.plane_bytes(operation, shape))
 
 
 def _gather(
@@ -155,7 +166,7 @@ def _gather(
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gw (K,C/groups,R,S), float32 or of x's dtype, overwritten; x and gy may have any strides."""
     _check("conv2d_backward_weight", x, shape)
-    planes = backward_weight_workspace(shape, x.dtype, workspace_limit) // conv_hopper.plane_bytes(shape)
+    planes = backward_weight_workspace(shape, x.dtype, workspace_limit) // conv_hopper.plane_bytes(WEIGHTS, shape)
     if planes and conv_hopper.suits("backward_weight", shape, x, gy):
         conv_hopper.backward_weight(x, gy, gw, shape, multiprocessors(), planes)
         return

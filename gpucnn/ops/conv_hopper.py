@@ -1,40 +1,80 @@
 """Convolutions on the tensor cores of sm_90 (kernels/conv2d_hopper.cuh): which they are, and how they are launched.
 
-Images are channels-last, of bfloat16 or float16, with a multiple of 8 channels, in one group. Patches are never stored:
-the copy engine reads them where they are (gpucnn.launch.tensor_map.im2col). `takes` says what a map can describe; the
-rest is another kernel's.
+Images are channels-last, of bfloat16 or float16, with a multiple of 8 channels. Patches are never stored: the copy
+engine reads them where they are (gpucnn.launch.tensor_map.im2col). `takes` says what a map can describe; the rest is
+another kernel's. Groups of few channels are bundled, as many as fill 64 channels or less, into one whose weights are
+zeros between its members; an infinity of one then becomes a NaN in the others.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpucnn import device as devices
-from gpucnn.launch import architecture_of, grid_for, launch, tensor_map
+from gpucnn.launch import Strided, architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
-from gpucnn.ops import gemm_hopper
-from gpucnn.ops.gemm_hopper import LINE_BYTES, TILES
+from gpucnn.ops import conv_phases, gemm_hopper
+from gpucnn.ops.conv_phases import Phases
+from gpucnn.ops.gemm_hopper import ANY, LINE_BYTES, TILES, Form, HopperTile
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
 MIN_EXTENT = 32  # filters and channels
+UNIT = 8  # channels that a thread stores at a time
+MOST_PLANES = 64
 TYPES = ("bfloat16", "float16")
+NARROW = HopperTile(128, 64, 7, 450)  # for so few columns
+MMA_SYNC = 1.5  # how much longer the kernels of sm_80 take for as many products
+
+
+class Bundles(NamedTuple):
+    """Groups as the kernels see them: `count` bundles of `size` groups, each of so many rows, filters or channels, and
+    so many channels that terms or columns are made of."""
+
+    count: int
+    size: int
+    rows: int
+    channels: int
+
+    def padded(self, tile: int) -> int:
+        """Products of a tap and pixel that a group takes, where rows come `tile` at a time."""
+        return -(-self.rows // tile) * tile * -(-self.channels // SLAB) * SLAB // self.size
+
+
+def bundles(operation: str, shape: ConvShape) -> Bundles:
+    """Those of a pass; only groups that leave room in a slab of 64 channels are bundled."""
+    filters, channels = shape.K // shape.groups, shape.C // shape.groups
+    rows, terms = (channels, filters) if operation == "backward_input" else (filters, channels)
+    size = math.gcd(shape.groups, max(1, SLAB // terms))
+    return Bundles(shape.groups // size, size, size * rows, size * terms)
 
 
 def suits(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
     """Whether the kernels are chosen for a pass: on sm_90, of what they take, unless most of a tile were padding."""
-    extents = {
-        "forward": (shape.K, shape.C),
-        "backward_input": (shape.C, shape.K),
-        "backward_weight": (shape.K, shape.C),
-    }[operation]
-    return min(extents) >= MIN_EXTENT and architecture_of(other) == 90 and takes(operation, shape, read, other)
+    return architecture_of(other) == 90 and fills_tiles(operation, shape) and takes(operation, shape, read, other)
 
 
-def plane_bytes(shape: ConvShape) -> int:
-    """Of one plane of the weight gradient's sums."""
-    return 4 * shape.K * shape.R * shape.S * -(-shape.C // SLAB) * SLAB
+def fills_tiles(operation: str, shape: ConvShape) -> bool:
+    """Of groups: whether they take fewer products, zeros included, than the kernels of sm_80, whose tiles are of 64×64
+    or more, and steps of 32 terms, but whose products are slower."""
+    if 0 in shape[:9]:
+        return False
+    if shape.groups == 1:
+        return min(shape.K, shape.C) >= MIN_EXTENT
+    found = bundles(operation, shape)
+    rows, terms, taps = found.rows // found.size, found.channels // found.size, shape.R * shape.S
+    step = 32 if operation != "backward_weight" else 64
+    other = -(-rows // 64) * 64 * -(-terms * taps // step) * step
+    return found.padded(128 if operation == "backward_weight" else 64) * taps <= MMA_SYNC * other
+
+
+def plane_bytes(operation: str, shape: ConvShape) -> int:
+    """Of one plane of a pass's float32 sums."""
+    if operation == "backward_weight":
+        found = bundles(operation, shape)
+        return 4 * shape.K * shape.R * shape.S * -(-found.channels // SLAB) * SLAB
+    return 4 * math.prod(shape.y if operation == "forward" else shape.x)
 
 
 def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
@@ -43,19 +83,21 @@ def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
     - read: the images that windows walk over, (N,C,H,W) by any strides: x, but gy for backward_input
     - other: y, gx, or gy for backward_weight
     """
-    if read.dtype.name not in TYPES or other.dtype.name != read.dtype.name or shape.groups != 1 or 0 in shape[:9]:
+    if read.dtype.name not in TYPES or other.dtype.name != read.dtype.name or 0 in shape[:9]:
         return False
     if max(shape.N * shape.P * shape.Q, shape.N * shape.H * shape.W) >= 2**31 - 512:
         return False
+    found = bundles(operation, shape)
     if operation == "backward_input" and shape.stride != (1, 1):
-        return False
+        if max(shape.stride) > conv_phases.MAX_STRIDE or found.rows % UNIT:
+            return False
     if not _is_channels_last(other) or not _is_channels_last(read):
         return False
-    channels = shape.C if operation == "forward" else shape.K  # of what the terms are made of, or gy's
     try:
         _images(operation, shape, read, 1)
     except ValueError:
         return False
+    channels = shape.K if operation == "backward_weight" else found.channels  # of gy's map, or the packed weights'
     return channels % 8 == 0 and devices.address(other) % 16 == 0
 
 
@@ -70,88 +112,173 @@ def _images(operation: str, shape: ConvShape, array: Any, pixels: int) -> tensor
     common: dict[str, Any] = dict(filter=(shape.R, shape.S), padding=padding, dilation=shape.dilation, channels=SLAB,
                                   pixels=pixels, swizzle=LINE_BYTES)  # fmt: skip
     images = array.transpose(0, 2, 3, 1)
+    if operation == "backward_input" and shape.stride != (1, 1):
+        return _phase_images(conv_phases.phases(shape), images, pixels)
     if operation == "backward_input":
         return tensor_map.im2col_backward(images, size=(shape.H, shape.W), **common)
     return tensor_map.im2col(images, stride=shape.stride, **common)
 
 
+def _phase_images(found: Phases, gradients: Any, pixels: int) -> tensor_map.TensorMap:
+    return tensor_map.im2col_window(gradients, first=found.first, size=found.size, reach=found.reach, channels=SLAB,
+                                    pixels=pixels, swizzle=LINE_BYTES)  # fmt: skip
+
+
 def _walk(operation: str, shape: ConvShape, channels: int) -> tuple[Any, ...]:
-    """The struct ImageWalk of kernels/conv2d_hopper.cuh."""
+    """The struct ImageWalk of kernels/conv2d_hopper.cuh; channels: of a bundle."""
     stride, height, width = shape.stride, shape.P, shape.Q
     first = tuple(-padding for padding in shape.padding)
     if operation == "backward_input":
         height, width = shape.H, shape.W
         reach = ((size - 1) * step for size, step in zip((shape.R, shape.S), shape.dilation, strict=True))
         first = tuple(padding - far for padding, far in zip(shape.padding, reach, strict=True))
-    divisors = divisor(height * width), divisor(width)
-    return shape.R * shape.S, shape.S, -(-channels // SLAB), *stride, *first, *shape.dilation, *divisors
+    sizes = shape.R * shape.S, shape.S, -(-channels // SLAB), channels
+    return *sizes, *stride, *first, *shape.dilation, divisor(height * width), divisor(width)
+
+
+class Finish(NamedTuple):
+    """What is done with forward's sums."""
+
+    bias: Any = None
+    residual: Any = None
+    relu: bool = False
+
+
+PLAIN = Finish()
 
 
 def forward(
-    x: Any, weight: Any, bias: Any, residual: Any, y: Any, shape: ConvShape, relu: bool, multiprocessors: int,
-    tile: str | None = None,
+    x: Any, weight: Any, y: Any, shape: ConvShape, multiprocessors: int, finish: Finish = PLAIN,
+    planes: int = MOST_PLANES, form: Form = ANY,
 ) -> None:  # fmt: skip
-    """y (N,K,P,Q), overwritten with the convolution + bias + residual, then ReLU if `relu`.
+    """y (N,K,P,Q), overwritten with the convolution + bias + residual, then ReLU.
 
-    y and residual are channels-last; weight (K,C,R,S) is contiguous and of x's dtype or float32, bias (K,) is float32.
+    y and residual are channels-last; weight (K,C/groups,R,S) is contiguous and of x's dtype or float32, bias (K,) is
+    float32; planes: of split sums, at most.
     """
-    packed = devices.empty((shape.K, shape.R * shape.S, shape.C), x.dtype, x)
-    _pack(weight, packed, (shape.C * shape.R * shape.S, shape.R * shape.S), False)
-    _multiply("forward", x, packed, bias, residual, y, shape, relu, multiprocessors, tile)
+    packed = _pack("forward", weight, shape, x)
+    _multiply("forward", x, packed, y, shape, multiprocessors, finish, planes, form)
 
 
 def backward_input(
-    gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int, tile: str | None = None
+    gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES, form: Form = ANY
 ) -> None:
-    """gx (N,C,H,W), channels-last, overwritten, of a convolution of stride 1; weight as in `forward`."""
-    packed = devices.empty((shape.C, shape.R * shape.S, shape.K), gy.dtype, gy)
-    _pack(weight, packed, (shape.R * shape.S, shape.C * shape.R * shape.S), True)
-    _multiply("backward_input", gy, packed, None, None, gx, shape, False, multiprocessors, tile)
+    """gx (N,C,H,W), channels-last, overwritten; weight and planes as in `forward`."""
+    packed = _pack("backward_input", weight, shape, gy)
+    if shape.stride == (1, 1):
+        _multiply("backward_input", gy, packed, gx, shape, multiprocessors, PLAIN, planes, form)
+    else:
+        _multiply_phases(gy, packed, gx, shape, multiprocessors, planes, form)
 
 
-def _pack(weight: Any, packed: Any, strides: tuple[int, int], turned: bool) -> None:
-    name = f"conv2d_hopper_pack_{weight.dtype.name}_{packed.dtype.name}"
-    _, taps, channels = packed.shape
-    launch(name, grid_for(packed.size), weight, packed, channels, taps, *strides, int(turned), packed.size)
+def _pack(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
+    """The weights (rows, taps, channels of a bundle)."""
+    found, taps = bundles(operation, shape), shape.R * shape.S
+    packed = devices.empty((found.count * found.rows, taps, found.channels), like.dtype, like)
+    filters, channels = shape.K // shape.groups, shape.C // shape.groups
+    own, strides = (filters, channels), (channels * taps, taps)
+    turned = operation == "backward_input" and shape.stride == (1, 1)
+    if operation == "backward_input":
+        own, strides = own[::-1], strides[::-1]
+    order = found.channels, taps, int(turned), *own, found.size, packed.size, filters * channels * taps, *strides
+    launch(f"conv2d_hopper_pack_{weight.dtype.name}_{packed.dtype.name}", grid_for(packed.size), weight, packed, order)
+    return packed
+
+
+def _choose(rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form) -> Form:
+    """The tile and the splits, where `form` does not say them; split sums have one tile."""
+    tile, splits = gemm_hopper.choose(rows, columns, terms, batch, multiprocessors, SLAB, most_splits=planes)
+    splits = form.splits or splits
+    if columns <= NARROW.N and splits == 1:
+        tile = NARROW
+    return Form(form.tile or tile.name, splits, form.blocks or multiprocessors)
 
 
 def _multiply(
-    operation: str, images: Any, packed: Any, bias: Any, residual: Any, out: Any, shape: ConvShape, relu: bool,
-    multiprocessors: int, form: str | None,
+    operation: str, images: Any, packed: Any, out: Any, shape: ConvShape, multiprocessors: int, finish: Finish,
+    planes: int, form: Form,
 ) -> None:  # fmt: skip
-    filters, taps, channels = packed.shape
-    rows = out.size // filters
-    terms = taps * -(-channels // SLAB) * SLAB
-    tile, _ = gemm_hopper.choose(rows, filters, terms, 1, multiprocessors, SLAB, most_splits=1)
-    tile = next(one for one in TILES if one.name == (form or tile.name))
-    c = out.transpose(0, 2, 3, 1).reshape(1, rows, filters)
-    addend = None if residual is None else residual.transpose(0, 2, 3, 1)
+    found, filters = bundles(operation, shape), packed.shape[0]
+    rows, terms = out.size // filters, shape.R * shape.S * -(-found.channels // SLAB) * SLAB
+    if found.count > 1 and finish.bias is not None:
+        planes = 1  # the kernel that adds planes knows one bias for all batches
+    name, count, blocks = _choose(rows, found.rows, terms, found.count, multiprocessors, planes, form)
+    tile, split = _tile(name), gemm_hopper.split_terms(terms, count, SLAB)
+    splits = -(-terms // split)
+    c = out.transpose(0, 2, 3, 1).reshape(rows, found.count, found.rows).transpose(1, 0, 2)
+    target = c if splits == 1 else devices.empty((splits * found.count, rows, found.rows), "float32", out)
+    addend = None if finish.residual is None else Strided(finish.residual)
     x_map = _images(operation, shape, images, tile.M)
     w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N), LINE_BYTES)
-    mapped = gemm_hopper.maps(c, 2)
-    c_map = gemm_hopper.store_map(c) if mapped else w_map
-    product = rows, filters, terms, 1, terms, 0, int(relu), 0, 0, 0, 0, filters, 0, 0
-    tiles = -(-rows // tile.M) * -(-filters // tile.N)
-    launch(f"conv2d_hopper_images_{out.dtype.name}_{tile.name}", min(tiles, multiprocessors), x_map, w_map, c_map,
-           None if mapped else c, bias, addend, product, _walk(operation, shape, channels), tiles, int(mapped),
+    mapped = gemm_hopper.maps(target, 2)
+    sizes = rows, found.rows, terms, splits, split, 0
+    relu = int(finish.relu)
+    last = finish.bias, addend
+    kind = out.dtype.name if splits == 1 else f"{out.dtype.name}_planes"
+    tiles = found.count * splits * -(-rows // tile.M) * -(-found.rows // tile.N)
+    launch(f"conv2d_hopper_images_{kind}_{tile.name}", min(tiles, blocks), x_map, w_map,
+           gemm_hopper.store_map(target) if mapped else w_map, None if mapped else Strided(target),
+           *(last if splits == 1 else (None, None)),
+           _product(sizes, relu if splits == 1 else 0, target, found.count), _walk(operation, shape, found.channels),
+           tiles, found.count, int(mapped), shared_bytes=tile.shared_bytes)  # fmt: skip
+    if splits > 1:
+        launch(f"gemm_hopper_add_{out.dtype.name}", grid_for(out.size), target, Strided(c), *last,
+               _product(sizes, relu, c, found.count), out.size)  # fmt: skip
+
+
+def _product(sizes: tuple[int, ...], relu: int, c: Any, batches: int) -> tuple[int, ...]:
+    """The struct GemmShape of kernels/gemm.cuh for c (batches or planes of them, rows, columns)."""
+    batch, row = (stride // c.itemsize for stride in c.strides[:2])
+    return *sizes, relu, 0, 0, 0, 0, row, batch, sizes[0] * sizes[1] * batches
+
+
+def _multiply_phases(
+    gy: Any, packed: Any, gx: Any, shape: ConvShape, multiprocessors: int, planes: int, form: Form
+) -> None:
+    groups, found = bundles("backward_input", shape), conv_phases.phases(shape)
+    slabs, phases = -(-groups.channels // SLAB), len(found.each)
+    rows, terms = shape.N * math.prod(found.size), -(-found.taps * slabs // phases) * SLAB
+    batches = phases * groups.count
+    name, splits, blocks = _choose(rows, groups.rows, terms, batches, multiprocessors, planes, form)
+    tile = _tile(name)
+    c = gx.transpose(0, 2, 3, 1).reshape(1, -1, shape.C)
+    target = c if splits == 1 else devices.empty((splits, *c.shape[1:]), "float32", gx)
+    kind = gx.dtype.name if splits == 1 else f"{gx.dtype.name}_planes"
+    product = rows, groups.rows, 0, splits, 0, 0, 0, 0, 0, 0, 0, shape.C, 0, gx.size
+    walk = groups.count, groups.channels, shape.S, slabs, *found.walk(shape)
+    tiles = batches * splits * -(-rows // tile.M) * -(-groups.rows // tile.N)
+    launch(f"conv2d_hopper_phases_{kind}_{tile.name}", min(tiles, blocks),
+           _phase_images(found, gy.transpose(0, 2, 3, 1), tile.M),
+           tensor_map.tiled(packed, (SLAB, 1, tile.N), LINE_BYTES), target, product, walk, tiles,
            shared_bytes=tile.shared_bytes)  # fmt: skip
+    if splits > 1:
+        sizes = c.shape[1], shape.C, 0, splits, 0, 0
+        launch(f"gemm_hopper_add_{gx.dtype.name}", grid_for(gx.size), target, Strided(c), None, None,
+               _product(sizes, 0, c, 1), gx.size)  # fmt: skip
 
 
-def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = 64) -> None:
-    """gw (K,C,R,S), contiguous, overwritten, of the images' type or float32; at most so many planes of split sums."""
-    taps, slabs, pixels = shape.R * shape.S, -(-shape.C // SLAB), shape.N * shape.P * shape.Q
-    columns = taps * slabs * SLAB
-    tile, splits = gemm_hopper.choose(shape.K, columns, pixels, 1, multiprocessors, SLAB, True, planes)
+def _tile(name: str) -> HopperTile:
+    return next(one for one in (*TILES, NARROW) if one.name == name)
+
+
+def backward_weight(
+    x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES
+) -> None:
+    """gw (K,C/groups,R,S), contiguous, overwritten, of the images' type or float32; planes: at most, of split sums."""
+    found, taps, pixels = bundles("backward_weight", shape), shape.R * shape.S, shape.N * shape.P * shape.Q
+    pitch = -(-found.channels // SLAB) * SLAB
+    columns = taps * pitch
+    tile, splits = gemm_hopper.choose(found.rows, columns, pixels, found.count, multiprocessors, SLAB, True, planes)
     terms = gemm_hopper.split_terms(pixels, splits, SLAB)
     splits = -(-pixels // terms)
-    sums = devices.empty((splits, shape.K, columns), "float32", gw)
+    sums = devices.empty((splits * found.count, found.rows, columns), "float32", gw)
     gradients = gy.transpose(0, 2, 3, 1).reshape(1, pixels, shape.K)
     g_map = tensor_map.tiled(gradients, (SLAB, SLAB, 1), LINE_BYTES)
     x_map = _images("backward_weight", shape, x, SLAB)
-    c_map = gemm_hopper.store_map(sums)
-    product = shape.K, columns, pixels, splits, terms, 0, 0, 0, 0, 0, 0, columns, 0, shape.K * columns
-    tiles = -(-shape.K // tile.M) * -(-columns // tile.N) * splits
-    launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", min(tiles, multiprocessors), g_map, x_map, c_map,
-           product, _walk("backward_weight", shape, shape.C), tiles, shared_bytes=tile.shared_bytes)  # fmt: skip
-    sizes = splits, shape.C, slabs * SLAB, taps, math.prod(shape.weight)
-    launch(f"conv2d_hopper_add_{x.dtype.name}_{gw.dtype.name}", grid_for(gw.size), sums, gw, *sizes)
+    product = _product((found.rows, columns, pixels, splits, terms, 0), 0, sums, found.count)
+    tiles = found.count * -(-found.rows // tile.M) * -(-columns // tile.N) * splits
+    launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", min(tiles, multiprocessors), g_map, x_map,
+           gemm_hopper.store_map(sums), product, _walk("backward_weight", shape, found.channels), tiles, found.count,
+           shared_bytes=tile.shared_bytes)  # fmt: skip
+    sizes = splits, shape.C // shape.groups, pitch, taps, shape.K // shape.groups, found.size, gw.size
+    launch(f"conv2d_hopper_add_{x.dtype.name}_{gw.dtype.name}", grid_for(gw.size), sums, gw, sizes)
