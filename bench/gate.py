@@ -67,6 +67,12 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     },
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
     **{
+        f"conv2d_hopper_{name}_pairs_": (f"UTMALDG{kind}.MULTICAST", "UCGABAR_WAIT")
+        for names, kind in (("images", ""), ("weights", ".IM2COL"))
+        for types in ("bfloat16", "float16", "bfloat16_planes", "float16_planes")
+        for name in (f"{names}_{types}",)
+    },
+    **{
         f"conv2d_{operation}_{form}": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.128")
         for operation in ("forward", "backward_input")
         for form in ("units", "values")

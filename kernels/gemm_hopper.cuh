@@ -41,10 +41,9 @@ struct MatrixTiles {
         }
     }
     __device__ __forceinline__ void operator()(unsigned char* left, unsigned char* right, Barrier* full) {
-        constexpr int SHARE = Tile::TILE_N / Tile::CLUSTER;
-        const int part = Tile::CLUSTER > 1 ? cluster_rank() * SHARE : 0;
+        const int start = share_start<Tile>();
         load<Tile::TILE_M, Tile::LEFT_ROWS, 1>(left, a, row, a_batch, full);
-        load<SHARE, Tile::RIGHT_COLUMNS, Tile::CLUSTER>(right + part * LINE_BYTES, b, column + part, b_batch, full);
+        load<Tile::SHARE, Tile::RIGHT_COLUMNS, Tile::CLUSTER>(right + start * LINE_BYTES, b, column + start, b_batch, full);
         term += Tile::TERMS;
     }
 };

@@ -51,11 +51,12 @@ struct HopperTiling {
     static constexpr bool CHUNKED = sizeof(Type) == 2 && sizeof(Output) == 4;
     static constexpr int OUT = STAGES * STAGE, BARRIERS = OUT + CONSUMERS * PIECES * PIECE_BYTES;
     static constexpr int SHARED_BYTES = BARRIERS + 2 * STAGES * sizeof(Barrier);
+    static constexpr int SHARE = N / CLUSTER;  // of b's columns, which a block brings
     using Sums = float[N / 2];
     static_assert(M == CONSUMERS * GROUP_TILE_ROWS && N % 64 == 0 && N <= 256, "one wgmma of 64 rows a consumer");
     static_assert(SHARED_BYTES <= 227 * 1024, "what a block may have");
     static_assert(!CHUNKED || N <= 128, "two sets of sums in registers");
-    static_assert(N / CLUSTER % 64 == 0, "shares of whole slabs");
+    static_assert(SHARE % 64 == 0, "whole slabs");
     static_assert(sizeof(Type) == 2 || !(A_ROWS || B_COLUMNS), "wgmma takes terms side by side");
 };
 
@@ -93,6 +94,12 @@ struct Ring {
         }
     }
 };
+
+// The first column of b's tile that this block brings.
+template <class Tile>
+__device__ __forceinline__ int share_start() {
+    return Tile::CLUSTER > 1 ? cluster_rank() * Tile::SHARE : 0;
+}
 
 // Where a block works on the tile of that number, or its own among the tiles that its cluster takes at a time.
 template <class Tile>

@@ -1026,9 +1026,9 @@ HOPPER = (
     ),
     Mutant(
         "hopper_pair_brings_one_half_twice",
-        "gemm_hopper.cuh",
-        "cluster_rank() * SHARE",
-        "0 * SHARE",
+        "tile_hopper.cuh",
+        "cluster_rank() * Tile::SHARE",
+        "0 * Tile::SHARE",
         "test_gemm_hopper_kernels.py -k test_the_halves_of_b_arrive_in_any_order",
     ),
     Mutant(
@@ -1044,6 +1044,13 @@ HOPPER = (
         "    } else {\n        __syncwarp();\n        cluster_wait();\n    }",
         "    } else {\n        __syncthreads();\n    }",
         "test_gemm_hopper_kernels.py -k test_the_halves_of_b_arrive_in_any_order",
+    ),
+    Mutant(
+        "hopper_pair_brings_patches_twice",
+        "conv2d_hopper.cuh",
+        "share_start<Tile>() / Tile::SLAB",
+        "0 / Tile::SLAB",
+        "test_conv2d_hopper_kernels.py -k test_pairs_of_blocks and backward_weight",
     ),
     Mutant(
         "hopper_taps_turned",

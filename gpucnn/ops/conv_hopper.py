@@ -16,7 +16,7 @@ from gpucnn.launch import Strided, architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
 from gpucnn.ops import conv_phases, gemm_hopper
 from gpucnn.ops.conv_phases import Phases
-from gpucnn.ops.gemm_hopper import ANY, LINE_BYTES, TILES, Form, HopperTile
+from gpucnn.ops.gemm_hopper import ANY, LINE_BYTES, PAIRS, TILES, Form, HopperTile
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
@@ -185,9 +185,11 @@ def _pack(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
     return packed
 
 
-def _choose(rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form) -> Form:
-    """The tile and the splits, where `form` does not say them; split sums have one tile."""
-    tile, splits = gemm_hopper.choose(rows, columns, terms, batch, multiprocessors, SLAB, most_splits=planes)
+def _choose(
+    rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form, pairs: bool = False
+) -> Form:
+    """The tile and the splits, where `form` does not say them; split sums have one tile, and one for pairs."""
+    tile, splits = gemm_hopper.choose(rows, columns, terms, batch, multiprocessors, SLAB, False, planes, pairs)
     splits = form.splits or splits
     if columns <= NARROW.N and splits == 1:
         tile = NARROW
@@ -202,21 +204,21 @@ def _multiply(
     rows, terms = out.size // filters, shape.R * shape.S * -(-found.channels // SLAB) * SLAB
     if found.count > 1 and finish.bias is not None:
         planes = 1  # the kernel that adds planes knows one bias for all batches
-    name, count, blocks = _choose(rows, found.rows, terms, found.count, multiprocessors, planes, form)
+    name, count, blocks = _choose(rows, found.rows, terms, found.count, multiprocessors, planes, form, pairs=True)
     tile, split = _tile(name), gemm_hopper.split_terms(terms, count, SLAB)
     splits = -(-terms // split)
     c = out.transpose(0, 2, 3, 1).reshape(rows, found.count, found.rows).transpose(1, 0, 2)
     target = c if splits == 1 else devices.empty((splits * found.count, rows, found.rows), "float32", out)
     addend = None if finish.residual is None else Strided(finish.residual)
     x_map = _images(operation, shape, images, tile.M)
-    w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N), LINE_BYTES)
+    w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N // tile.blocks), LINE_BYTES)
     mapped = gemm_hopper.maps(target, 2)
     sizes = rows, found.rows, terms, splits, split, 0
     relu = int(finish.relu)
     last = finish.bias, addend
     kind = out.dtype.name if splits == 1 else f"{out.dtype.name}_planes"
-    tiles = found.count * splits * -(-rows // tile.M) * -(-found.rows // tile.N)
-    launch(f"conv2d_hopper_images_{kind}_{tile.name}", min(tiles, blocks), x_map, w_map,
+    tiles = found.count * splits * tile.tiles(rows, found.rows)
+    launch(f"conv2d_hopper_images_{kind}_{tile.name}", tile.grid(tiles, blocks), x_map, w_map,
            gemm_hopper.store_map(target) if mapped else w_map, None if mapped else Strided(target),
            *(last if splits == 1 else (None, None)),
            _product(sizes, relu if splits == 1 else 0, target, found.count), _walk(operation, shape, found.channels),
@@ -258,17 +260,20 @@ def _multiply_phases(
 
 
 def _tile(name: str) -> HopperTile:
-    return next(one for one in (*TILES, NARROW) if one.name == name)
+    return next(one for one in (*TILES, *PAIRS, NARROW) if one.name == name)
 
 
 def backward_weight(
-    x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES
+    x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES, form: Form = ANY
 ) -> None:
     """gw (K,C/groups,R,S), contiguous, overwritten, of the images' type or float32; planes: at most, of split sums."""
     found, taps, pixels = bundles("backward_weight", shape), shape.R * shape.S, shape.N * shape.P * shape.Q
     pitch = -(-found.channels // SLAB) * SLAB
     columns = taps * pitch
-    tile, splits = gemm_hopper.choose(found.rows, columns, pixels, found.count, multiprocessors, SLAB, True, planes)
+    tile, splits = gemm_hopper.choose(
+        found.rows, columns, pixels, found.count, multiprocessors, SLAB, True, planes, pairs=True
+    )
+    tile = _tile(form.tile or tile.name)
     terms = gemm_hopper.split_terms(pixels, splits, SLAB)
     splits = -(-pixels // terms)
     sums = devices.empty((splits * found.count, found.rows, columns), "float32", gw)
@@ -276,8 +281,8 @@ def backward_weight(
     g_map = tensor_map.tiled(gradients, (SLAB, SLAB, 1), LINE_BYTES)
     x_map = _images("backward_weight", shape, x, SLAB)
     product = _product((found.rows, columns, pixels, splits, terms, 0), 0, sums, found.count)
-    tiles = found.count * -(-found.rows // tile.M) * -(-columns // tile.N) * splits
-    launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", min(tiles, multiprocessors), g_map, x_map,
+    tiles = found.count * tile.tiles(found.rows, columns) * splits
+    launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", tile.grid(tiles, multiprocessors), g_map, x_map,
            gemm_hopper.store_map(sums), product, _walk("backward_weight", shape, found.channels), tiles, found.count,
            shared_bytes=tile.shared_bytes)  # fmt: skip
     sizes = splits, shape.C // shape.groups, pitch, taps, shape.K // shape.groups, found.size, gw.size

@@ -49,6 +49,10 @@ class HopperTile(NamedTuple):
         """How many clusters so many blocks are, but at least one."""
         return max(1, blocks // self.blocks)
 
+    def grid(self, tiles: int, blocks: int) -> int:
+        """How many of so many blocks a launch has for `tiles`: whole clusters."""
+        return self.blocks * min(tiles, self.clusters(blocks))
+
     @property
     def shared_bytes(self) -> int:
         return self.stages * ((self.M + self.N) * LINE_BYTES + 16) + EPILOGUE_BYTES
@@ -211,10 +215,9 @@ def _multiply(
     shape = _shape((M, N, K), splits, terms, finish, (a_batch, b_batch), target, B)
     mapped = maps(target, 2)
     tiles = B * tile.tiles(M, N) * splits
-    clusters = min(tiles, tile.clusters(form.blocks or multiprocessors))
     layout = ("n" if a_terms else "t") + ("t" if b_terms else "n")
     launch(f"gemm_{layout}_hopper_{TYPES[a.dtype.name]}_{OUTPUTS[target.dtype.name]}_{tile.name}",
-           clusters * tile.blocks, a_map, b_map, store_map(target) if mapped else a_map,
+           tile.grid(tiles, form.blocks or multiprocessors), a_map, b_map, store_map(target) if mapped else a_map,
            None if mapped else Strided(target), finish[0], _strided(finish[1]), shape, tiles, B, int(mapped),
            shared_bytes=tile.shared_bytes)  # fmt: skip
     if splits > 1:
