@@ -84,13 +84,13 @@ struct Ring {
             parity ^= 1;
         }
     }
+    __device__ __forceinline__ int previous() const { return (stage == 0 ? Tile::STAGES : stage) - 1; }
     // The stage before goes back to all who write to it; `lane` of each consumer warp.
     __device__ __forceinline__ void give_back(int lane) const {
-        Barrier* const previous = empty((stage == 0 ? Tile::STAGES : stage) - 1);
         if constexpr (Tile::CLUSTER == 1) {
-            if (lane == 0) barrier_arrive(previous);
+            if (lane == 0) barrier_arrive(empty(previous()));
         } else {
-            if (lane < Tile::CLUSTER) barrier_arrive_cluster(previous, lane);
+            if (lane < Tile::CLUSTER) barrier_arrive_cluster(empty(previous()), lane);
         }
     }
 };

@@ -1006,8 +1006,8 @@ HOPPER = (
     Mutant(
         "hopper_pair_asks_its_own_consumers_alone",
         "tile_hopper.cuh",
-        "if (lane < Tile::CLUSTER) barrier_arrive_cluster(previous, lane);",
-        "if (lane < Tile::CLUSTER) barrier_arrive(previous);",
+        "if (lane < Tile::CLUSTER) barrier_arrive_cluster(empty(previous()), lane);",
+        "if (lane < Tile::CLUSTER) barrier_arrive(empty(previous()));",
         "test_gemm_hopper_kernels.py -k test_sound and race and form1",
     ),
     Mutant(
