@@ -1008,7 +1008,7 @@ HOPPER = (
         "tile_hopper.cuh",
         "if (lane < Tile::CLUSTER) barrier_arrive_cluster(empty(previous()), lane);",
         "if (lane < Tile::CLUSTER) barrier_arrive(empty(previous()));",
-        "test_gemm_hopper_kernels.py -k test_sound and race and form1",
+        "test_gemm_hopper_kernels.py -k test_pairs_are_sound and race",
     ),
     Mutant(
         "hopper_pair_counts_its_own_consumers_alone",
