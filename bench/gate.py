@@ -66,6 +66,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for types in ("bfloat16_bfloat16", "bfloat16_float", "float16_float16", "float16_float", "tf32_float")
     },
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
+    "conv2d_hopper_phases_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "STG.E.128"),
     **{
         f"conv2d_hopper_{name}_pairs_": (f"UTMALDG{kind}.MULTICAST", "UCGABAR_WAIT")
         for names, kind in (("images", ""), ("weights", ".IM2COL"))

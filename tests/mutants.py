@@ -1059,6 +1059,48 @@ HOPPER = (
         "row * walk.dilation_w, column * walk.dilation_h",
         "test_conv2d_hopper_kernels.py -k test_pixels_reach_over_images and forward",
     ),
+    Mutant(
+        "hopper_phase_without_its_offset",
+        "conv2d_phases_hopper.cuh",
+        "walk.offset_h[phase] + row * walk.step_h",
+        "row * walk.step_h",
+        "test_conv2d_hopper_kernels.py -k test_phases_of_strides and 7x5 and 128x128",
+    ),
+    Mutant(
+        "hopper_phase_splits_lose_steps",
+        "conv2d_phases_hopper.cuh",
+        "share = ceil_div(all, shape.splits)",
+        "share = all / shape.splits",
+        "test_conv2d_hopper_kernels.py -k test_sums_in_planes and bfloat16",
+    ),
+    Mutant(
+        "hopper_line_read_before_it_is_written",
+        "conv2d_phases_hopper.cuh",
+        "        named_barrier_wait(1 + group, WARPGROUP);\n",
+        "",
+        "test_conv2d_hopper_kernels.py -k test_sound and race and phases",
+    ),
+    Mutant(
+        "hopper_bias_of_the_first_group",
+        "tile_hopper.cuh",
+        "bias + at.batch * bias_batch",
+        "bias",
+        "test_conv2d_hopper_kernels.py -k test_groups and forward and bundles",
+    ),
+    Mutant(
+        "hopper_bundle_without_zeros",
+        "conv2d_hopper.cuh",
+        "round_to<Type>(own ? to_float(weights[from]) : 0.0f)",
+        "round_to<Type>(to_float(weights[from]))",
+        "test_conv2d_hopper_kernels.py -k test_groups and forward and bundles",
+    ),
+    Mutant(
+        "hopper_split_starts_at_the_first_slab",
+        "conv2d_hopper.cuh",
+        "slab = step / walk.taps, tap = step % walk.taps;",
+        "slab = 0, tap = step % walk.taps;",
+        "test_conv2d_hopper_kernels.py -k test_sums_in_planes and bfloat16",
+    ),
 )
 
 MUTANTS = GENERAL + OF_KERNELS + OF_PRIMITIVES + HOPPER

@@ -105,8 +105,9 @@ def test_pixels_reach_over_images(device, operation):
 
 
 @given(
-    size=st.tuples(st.integers(1, 3), st.sampled_from([8, 16, 64, 72]), st.integers(3, 9), st.integers(3, 9)),
-    filters=st.sampled_from([8, 16, 40]),
+    size=st.tuples(st.integers(1, 3), st.sampled_from([16, 32, 64, 144]), st.integers(3, 9), st.integers(3, 9)),
+    filters=st.sampled_from([16, 32, 80]),
+    groups=st.sampled_from([1, 2]),
     window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -114,15 +115,15 @@ def test_pixels_reach_over_images(device, operation):
     operation=st.sampled_from(PASSES),
     kind=st.sampled_from(["bfloat16", "float16"]),
 )
-@settings(max_examples=25)
-def test_random_shapes(device, size, filters, window, stride, padding, dilation, operation, kind):
+@settings(max_examples=40)
+def test_random_shapes(device, size, filters, groups, window, stride, padding, dilation, operation, kind):
     if any((k - 1) * d + 1 > n + 2 * p for k, d, n, p in zip(window, dilation, size[2:], padding, strict=True)):
         return
     N, C, H, W = size
     run(
         device,
         operation,
-        shape_of(N, C, H, W, filters, *window, stride=stride, padding=padding, dilation=dilation),
+        shape_of(N, C, H, W, filters, *window, groups=groups, stride=stride, padding=padding, dilation=dilation),
         kind,
     )
 
@@ -189,6 +190,15 @@ def test_pairs_whose_second_block_has_no_rows(device):
     run(device, "backward_input", grouped, tile="pairs_128x128", blocks=4)
 
 
+@pytest.mark.parametrize("operation", ["forward", "backward_weight"])
+def test_pairs_are_sound(device, operation):
+    if device != "sim":
+        pytest.skip("modes of the simulator")
+    for schedule in SCHEDULES[1:3]:
+        with simulator.configured(mode="race", **schedule):
+            run(device, operation, shape_of(1, 8, 12, 13, 136, 2, 2, padding=1), tile="pairs_128x128", blocks=2)
+
+
 def test_split_sums_of_groups(device):
     shape = shape_of(1, 144, 5, 6, 144, 2, 3, groups=2, padding=1)
     run(device, "forward", shape, splits=2, residual=True)
@@ -213,39 +223,40 @@ def test_weight_gradient_in_splits(device, out):
     run(device, "backward_weight", shape_of(9, 8, 17, 17, 8, 3, 3), out=out)
 
 
-@pytest.mark.parametrize("operation", ["forward", "backward_weight"])
-def test_pairs_are_sound(device, operation):
-    if device != "sim":
-        pytest.skip("modes of the simulator")
-    for schedule in SCHEDULES[1:3]:
-        with simulator.configured(mode="race", **schedule):
-            run(device, operation, shape_of(1, 8, 12, 13, 136, 2, 2, padding=1), tile="pairs_128x128", blocks=2)
+SMALL = {
+    "forward": shape_of(1, 16, 12, 13, 16, 2, 2, groups=2, padding=1),
+    "backward_input": shape_of(1, 8, 12, 13, 16, 2, 2, padding=1),
+    "backward_weight": shape_of(1, 16, 12, 13, 16, 2, 2, groups=2, padding=1),
+    "planes": shape_of(1, 136, 6, 7, 8, 2, 2),
+    "phases": shape_of(1, 136, 12, 13, 8, 3, 3, stride=2),
+}
 
 
-@pytest.mark.parametrize("operation", [*PASSES, "phases"])
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("mode", ["asan", "race"])
-def test_sound(device, operation, mode):
+def test_sound(device, name, mode):
     if device != "sim":
         pytest.skip("modes of the simulator")
-    shape = shape_of(1, 8, 12, 13, 16, 2, 2, padding=1)
-    if operation == "phases":
-        operation, shape = "backward_input", shape_of(1, 136, 12, 13, 8, 3, 3, stride=2)
+    operation = {"planes": "forward", "phases": "backward_input"}.get(name, name)
+    splits = 2 if name in ("planes", "phases") else None
+    tile = "128x64" if name == "forward" else "128x128"
     first = None
     for schedule in SCHEDULES[1:3]:
         with simulator.configured(mode=mode, **schedule):
-            got = run(device, operation, shape, blocks=1)
+            got = run(device, operation, SMALL[name], blocks=1, splits=splits, tile=tile)
         first = got if first is None else first
         assert_same_bits(got, first)
 
 
-def test_operations_use_the_kernels(device, monkeypatch, rng):
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 8}], ids=["plain", "strided", "grouped"])
+def test_operations_use_the_kernels(device, monkeypatch, rng, options):
     """Of channels-last images with enough channels; y and gx are channels-last then."""
     names: list[str] = []
     launch = conv_hopper.launch
     monkeypatch.setattr(
         conv_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
     )
-    shape = shape_of(1, 64, 6, 6, 40, 3, 3, padding=1)
+    shape = shape_of(1, 64, 6, 6, 40, 3, 3, padding=1, **options)
     x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
     weight = on(device, w.astype(np.float32))[0]
     left, right = images(x, "bfloat16", device), images(gy, "bfloat16", device)
@@ -261,7 +272,9 @@ def test_operations_use_the_kernels(device, monkeypatch, rng):
     )
     for one, other in zip(got, want, strict=True):
         assert_equal(devices.to_numpy(one), other.astype(np.float32).astype(one.dtype))
-    assert len([name for name in names if name.startswith(("conv2d_hopper_images", "conv2d_hopper_weights"))]) == 3
+    kinds = [name.split("_")[2] for name in names if name.startswith("conv2d_hopper_")]
+    gradient = "phases" if "stride" in options else "images"
+    assert kinds == ["pack", "images", "pack", gradient, "weights", "add"]
 
 
 def test_what_no_map_has_is_another_kernels(device):
@@ -275,7 +288,7 @@ def test_what_no_map_has_is_another_kernels(device):
     wide = shape_of(1, 8, 300, 5, 16, 280, 1)
     x, y = images(np.zeros(wide.x), "bfloat16", device), images(np.zeros(wide.y), "bfloat16", device)
     assert not conv_hopper.takes("forward", wide, x, y)  # taps are at most 254 rows apart
-    odd = shape_of(1, 40, 5, 5, 16, 3, 3, groups=2)  # rows of 20 weights
+    odd = shape_of(1, 72, 5, 5, 16, 3, 3, groups=2)  # rows of 36 weights
     x, y = images(np.zeros(odd.x), "bfloat16", device), images(np.zeros(odd.y), "bfloat16", device)
     assert not conv_hopper.takes("forward", odd, x, y)
     assert conv_hopper.takes("backward_weight", odd, x, y)

@@ -236,7 +236,7 @@ def _bundled(operation: str, shape: ConvShape, target: Target) -> ConvShape:
     name = operation.removeprefix("conv2d_")
     if not conv_hopper.fills_tiles(name, shape):
         return shape
-    return shape._replace(groups=conv_hopper.bundles(name, shape).count)
+    return shape._replace(groups=conv_hopper.bundles(name, shape).batches)
 
 
 def _implicit_gemm(operation: str, shape: ConvShape, target: Target, limit: int | None) -> list[Stage]:

@@ -78,9 +78,10 @@ def backward_input_workspace(shape: ConvShape, dtype: np.dtype, limit: int | Non
 
 
 def backward_weight_workspace(shape: ConvShape, dtype: np.dtype, limit: int | None = None) -> int:
-    """Float32 planes of split sums, as many as fit the limit, but at least one."""
+    """Float32 planes of split sums, as many as fit the limit, but at least one; of the kernels that take more."""
     plane = math.prod(shape.weight)
-    return 4 * plane * plan(backward_weight_product(shape), plane, limit)[1]
+    own = 4 * plane * plan(backward_weight_product(shape), plane, limit)[1]
+    return max(own, conv_hopper.weights_workspace(shape, multiprocessors(), limit))
 
 
 def _workspace(product: Product, plane: int, dtype: np.dtype, limit: int | None) -> int:
@@ -166,8 +167,8 @@ def _gather(
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gw (K,C/groups,R,S), float32 or of x's dtype, overwritten; x and gy may have any strides."""
     _check("conv2d_backward_weight", x, shape)
-    planes = backward_weight_workspace(shape, x.dtype, workspace_limit) // conv_hopper.plane_bytes(WEIGHTS, shape)
-    if planes and conv_hopper.suits("backward_weight", shape, x, gy):
+    suits = conv_hopper.suits("backward_weight", shape, x, gy)
+    if suits and (planes := conv_hopper.most_weight_planes(shape, workspace_limit)):
         conv_hopper.backward_weight(x, gy, gw, shape, multiprocessors(), planes)
         return
     x, x_strides = image_strides("conv2d_backward_weight", x, shape)

@@ -29,10 +29,10 @@ MMA_SYNC = 1.5  # how much longer the kernels of sm_80 take for as many products
 
 
 class Bundles(NamedTuple):
-    """Groups as the kernels see them: `count` bundles of `size` groups, each of so many rows, filters or channels, and
+    """Groups as the kernels see them: `batches` bundles of `size` groups, each of so many rows, filters or channels, and
     so many channels that terms or columns are made of."""
 
-    count: int
+    batches: int
     size: int
     rows: int
     channels: int
@@ -46,7 +46,7 @@ def bundles(operation: str, shape: ConvShape) -> Bundles:
     """Those of a pass; only groups that leave room in a slab of 64 channels are bundled."""
     filters, channels = shape.K // shape.groups, shape.C // shape.groups
     rows, terms = (channels, filters) if operation == "backward_input" else (filters, channels)
-    size = math.gcd(shape.groups, max(1, SLAB // terms))
+    size = max(one for one in range(1, max(1, SLAB // terms) + 1) if shape.groups % one == 0)
     return Bundles(shape.groups // size, size, size * rows, size * terms)
 
 
@@ -75,6 +75,19 @@ def plane_bytes(operation: str, shape: ConvShape) -> int:
         found = bundles(operation, shape)
         return 4 * shape.K * shape.R * shape.S * -(-found.channels // SLAB) * SLAB
     return 4 * math.prod(shape.y if operation == "forward" else shape.x)
+
+
+def weights_workspace(shape: ConvShape, multiprocessors: int, limit: int | None) -> int:
+    """Bytes of backward_weight's planes under a limit; 0 where the kernels are not chosen, or not one plane fits."""
+    if not fills_tiles("backward_weight", shape):
+        return 0
+    most = most_weight_planes(shape, limit)
+    return plane_bytes("backward_weight", shape) * _weights_plan(shape, multiprocessors, most)[1] if most else 0
+
+
+def most_weight_planes(shape: ConvShape, limit: int | None) -> int:
+    """How many planes of backward_weight a limit leaves room for."""
+    return MOST_PLANES if limit is None else min(MOST_PLANES, limit // plane_bytes("backward_weight", shape))
 
 
 def takes(operation: str, shape: ConvShape, read: Any, other: Any) -> bool:
@@ -174,7 +187,7 @@ def backward_input(
 def _pack(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
     """The weights (rows, taps, channels of a bundle)."""
     found, taps = bundles(operation, shape), shape.R * shape.S
-    packed = devices.empty((found.count * found.rows, taps, found.channels), like.dtype, like)
+    packed = devices.empty((found.batches * found.rows, taps, found.channels), like.dtype, like)
     filters, channels = shape.K // shape.groups, shape.C // shape.groups
     own, strides = (filters, channels), (channels * taps, taps)
     turned = operation == "backward_input" and shape.stride == (1, 1)
@@ -185,15 +198,27 @@ def _pack(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
     return packed
 
 
-def _choose(
+class _Plan(NamedTuple):
+    tile: HopperTile
+    splits: int
+    blocks: int
+
+
+def _plan(
     rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form, pairs: bool = False
-) -> Form:
-    """The tile and the splits, where `form` does not say them; split sums have one tile, and one for pairs."""
+) -> _Plan:
+    """By the estimate of matrix products, where `form` does not say it; split sums have one tile, and one for pairs."""
     tile, splits = gemm_hopper.choose(rows, columns, terms, batch, multiprocessors, SLAB, False, planes, pairs)
     splits = form.splits or splits
     if columns <= NARROW.N and splits == 1:
         tile = NARROW
-    return Form(form.tile or tile.name, splits, form.blocks or multiprocessors)
+    if form.tile:
+        tile = _tile(form.tile)
+    return _Plan(tile, splits, form.blocks or multiprocessors)
+
+
+def _tile(name: str) -> HopperTile:
+    return next(one for one in (*TILES, *PAIRS, NARROW) if one.name == name)
 
 
 def _multiply(
@@ -202,13 +227,13 @@ def _multiply(
 ) -> None:  # fmt: skip
     found, filters = bundles(operation, shape), packed.shape[0]
     rows, terms = out.size // filters, shape.R * shape.S * -(-found.channels // SLAB) * SLAB
-    if found.count > 1 and finish.bias is not None:
+    if found.batches > 1 and finish.bias is not None:
         planes = 1  # the kernel that adds planes knows one bias for all batches
-    name, count, blocks = _choose(rows, found.rows, terms, found.count, multiprocessors, planes, form, pairs=True)
-    tile, split = _tile(name), gemm_hopper.split_terms(terms, count, SLAB)
+    tile, count, blocks = _plan(rows, found.rows, terms, found.batches, multiprocessors, planes, form, pairs=True)
+    split = gemm_hopper.split_terms(terms, count, SLAB)
     splits = -(-terms // split)
-    c = out.transpose(0, 2, 3, 1).reshape(rows, found.count, found.rows).transpose(1, 0, 2)
-    target = c if splits == 1 else devices.empty((splits * found.count, rows, found.rows), "float32", out)
+    c = out.transpose(0, 2, 3, 1).reshape(rows, found.batches, found.rows).transpose(1, 0, 2)
+    target = c if splits == 1 else devices.empty((splits * found.batches, rows, found.rows), "float32", out)
     addend = None if finish.residual is None else Strided(finish.residual)
     x_map = _images(operation, shape, images, tile.M)
     w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N // tile.blocks), LINE_BYTES)
@@ -217,15 +242,15 @@ def _multiply(
     relu = int(finish.relu)
     last = finish.bias, addend
     kind = out.dtype.name if splits == 1 else f"{out.dtype.name}_planes"
-    tiles = found.count * splits * tile.tiles(rows, found.rows)
+    tiles = found.batches * splits * tile.tiles(rows, found.rows)
     launch(f"conv2d_hopper_images_{kind}_{tile.name}", tile.grid(tiles, blocks), x_map, w_map,
            gemm_hopper.store_map(target) if mapped else w_map, None if mapped else Strided(target),
            *(last if splits == 1 else (None, None)),
-           _product(sizes, relu if splits == 1 else 0, target, found.count), _walk(operation, shape, found.channels),
-           tiles, found.count, int(mapped), shared_bytes=tile.shared_bytes)  # fmt: skip
+           _product(sizes, relu if splits == 1 else 0, target, found.batches), _walk(operation, shape, found.channels),
+           tiles, found.batches, int(mapped), shared_bytes=tile.shared_bytes)  # fmt: skip
     if splits > 1:
         launch(f"gemm_hopper_add_{out.dtype.name}", grid_for(out.size), target, Strided(c), *last,
-               _product(sizes, relu, c, found.count), out.size)  # fmt: skip
+               _product(sizes, relu, c, found.batches), out.size)  # fmt: skip
 
 
 def _product(sizes: tuple[int, ...], relu: int, c: Any, batches: int) -> tuple[int, ...]:
@@ -240,14 +265,13 @@ def _multiply_phases(
     groups, found = bundles("backward_input", shape), conv_phases.phases(shape)
     slabs, phases = -(-groups.channels // SLAB), len(found.each)
     rows, terms = shape.N * math.prod(found.size), -(-found.taps * slabs // phases) * SLAB
-    batches = phases * groups.count
-    name, splits, blocks = _choose(rows, groups.rows, terms, batches, multiprocessors, planes, form)
-    tile = _tile(name)
+    batches = phases * groups.batches
+    tile, splits, blocks = _plan(rows, groups.rows, terms, batches, multiprocessors, planes, form)
     c = gx.transpose(0, 2, 3, 1).reshape(1, -1, shape.C)
     target = c if splits == 1 else devices.empty((splits, *c.shape[1:]), "float32", gx)
     kind = gx.dtype.name if splits == 1 else f"{gx.dtype.name}_planes"
     product = rows, groups.rows, 0, splits, 0, 0, 0, 0, 0, 0, 0, shape.C, 0, gx.size
-    walk = groups.count, groups.channels, shape.S, slabs, *found.walk(shape)
+    walk = groups.batches, groups.channels, shape.S, slabs, *found.walk(shape)
     tiles = batches * splits * -(-rows // tile.M) * -(-groups.rows // tile.N)
     launch(f"conv2d_hopper_phases_{kind}_{tile.name}", min(tiles, blocks),
            _phase_images(found, gy.transpose(0, 2, 3, 1), tile.M),
@@ -259,10 +283,6 @@ def _multiply_phases(
                _product(sizes, 0, c, 1), gx.size)  # fmt: skip
 
 
-def _tile(name: str) -> HopperTile:
-    return next(one for one in (*TILES, *PAIRS, NARROW) if one.name == name)
-
-
 def backward_weight(
     x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES, form: Form = ANY
 ) -> None:
@@ -270,20 +290,26 @@ def backward_weight(
     found, taps, pixels = bundles("backward_weight", shape), shape.R * shape.S, shape.N * shape.P * shape.Q
     pitch = -(-found.channels // SLAB) * SLAB
     columns = taps * pitch
-    tile, splits = gemm_hopper.choose(
-        found.rows, columns, pixels, found.count, multiprocessors, SLAB, True, planes, pairs=True
-    )
-    tile = _tile(form.tile or tile.name)
-    terms = gemm_hopper.split_terms(pixels, splits, SLAB)
-    splits = -(-pixels // terms)
-    sums = devices.empty((splits * found.count, found.rows, columns), "float32", gw)
+    tile, splits, terms = _weights_plan(shape, multiprocessors, planes)
+    tile = _tile(form.tile) if form.tile else tile
+    sums = devices.empty((splits * found.batches, found.rows, columns), "float32", gw)
     gradients = gy.transpose(0, 2, 3, 1).reshape(1, pixels, shape.K)
     g_map = tensor_map.tiled(gradients, (SLAB, SLAB, 1), LINE_BYTES)
     x_map = _images("backward_weight", shape, x, SLAB)
-    product = _product((found.rows, columns, pixels, splits, terms, 0), 0, sums, found.count)
-    tiles = found.count * tile.tiles(found.rows, columns) * splits
+    product = _product((found.rows, columns, pixels, splits, terms, 0), 0, sums, found.batches)
+    tiles = found.batches * tile.tiles(found.rows, columns) * splits
     launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", tile.grid(tiles, multiprocessors), g_map, x_map,
-           gemm_hopper.store_map(sums), product, _walk("backward_weight", shape, found.channels), tiles, found.count,
+           gemm_hopper.store_map(sums), product, _walk("backward_weight", shape, found.channels), tiles, found.batches,
            shared_bytes=tile.shared_bytes)  # fmt: skip
     sizes = splits, shape.C // shape.groups, pitch, taps, shape.K // shape.groups, found.size, gw.size
     launch(f"conv2d_hopper_add_{x.dtype.name}_{gw.dtype.name}", grid_for(gw.size), sums, gw, sizes)
+
+
+def _weights_plan(shape: ConvShape, multiprocessors: int, planes: int) -> tuple[HopperTile, int, int]:
+    """(tile, splits, pixels of each split but the last)."""
+    found, pixels = bundles("backward_weight", shape), shape.N * shape.P * shape.Q
+    columns = shape.R * shape.S * -(-found.channels // SLAB) * SLAB
+    batches = found.batches
+    tile, splits = gemm_hopper.choose(found.rows, columns, pixels, batches, multiprocessors, SLAB, True, planes, True)
+    terms = gemm_hopper.split_terms(pixels, splits, SLAB)
+    return tile, -(-pixels // terms), terms
