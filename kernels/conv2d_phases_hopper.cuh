@@ -124,6 +124,7 @@ __device__ __forceinline__ void clear_lines(const GemmShape& shape, int first, t
     for (int i = 0; i < LINE_TURNS; ++i) {
         if (pixels[i] < 0) continue;
         typename Tile::Output* line = target + pixels[i] * shape.c_stride;
+#pragma unroll 1
         for (int column = first + threadIdx.x % LINE_UNITS * UNIT_COLUMNS; column < end; column += LINE_UNITS * UNIT_COLUMNS)
             store4(reinterpret_cast<float*>(line + column), make_float4(0.0f, 0.0f, 0.0f, 0.0f));
     }

@@ -1169,14 +1169,14 @@ def main(names: list[str]) -> int:
 def _run_all(chosen: list[Mutant], pool: ThreadPoolExecutor) -> int:
     tests = sorted({mutant.test for mutant in chosen})
     sound = dict(zip(tests, pool.map(passes, tests), strict=True))
-    caught = 0
+    missed = []
     for mutant, (found, text) in zip(chosen, pool.map(run, chosen), strict=True):
         if not sound[mutant.test]:
             found, text = False, f"{mutant.test} fails on the kernels as they are"
-        caught += found
+        missed += [] if found else [mutant.name]
         print(f"{mutant.name}: {text}", flush=True)
-    print(f"caught/planted: {caught}/{len(chosen)}")
-    return int(caught != len(chosen))
+    print(f"caught/planted: {len(chosen) - len(missed)}/{len(chosen)}" + "".join(f"; not {name}" for name in missed))
+    return int(bool(missed))
 
 
 if __name__ == "__main__":

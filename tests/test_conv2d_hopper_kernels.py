@@ -5,14 +5,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from check import assert_equal, assert_same_bits
+from check import assert_close, assert_equal, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_check import SCHEDULES, on
 
 from gpucnn import device as devices
 from gpucnn.launch import simulator
-from gpucnn.ops import conv, conv_hopper
+from gpucnn.ops import conv, conv_half, conv_hopper
 from gpucnn.ops.gemm_hopper import Form
 from gpucnn.ops.shapes import ConvShape, conv_shape
 
@@ -128,6 +128,23 @@ def test_random_shapes(device, size, filters, groups, window, stride, padding, d
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 4}], ids=["plain", "strided", "grouped"])
+def test_errors_of_real_data(device, rng, options):
+    """One rounding, and sums cut off once every slice of 16 terms; in one piece and in planes."""
+    shape = shape_of(2, 128, 6, 7, 128, 3, 3, padding=1, **options)
+    gy, w = (rng.standard_normal(size).astype(ml_dtypes.bfloat16) for size in (shape.y, shape.weight))
+    exact, sizes = (
+        conv.conv2d_backward_input(f(gy.astype(np.float64)), f(w.astype(np.float64)), shape)
+        for f in (lambda x: x, np.abs)
+    )
+    read, weight = images(gy.astype(np.float64), "bfloat16", device), on(device, w)[0]
+    for splits in (1, 2):
+        gx = output(shape.x, "bfloat16", read)
+        conv_hopper.backward_input(read, weight, gx, shape, 132, form=Form(splits=splits))
+        terms = 9 * shape.K // shape.groups
+        assert_close(devices.to_numpy(gx), exact, 2.0**-8 * abs(exact) + terms / 8 * 2.0**-23 * sizes)
+
+
 STRIDED = {
     "3x3": shape_of(2, 72, 9, 11, 136, 3, 3, stride=2, padding=1),
     "1x1": shape_of(3, 16, 7, 10, 24, 1, 1, stride=2),  # three of four phases have no taps
@@ -206,6 +223,20 @@ def test_split_sums_of_groups(device):
     run(device, "backward_input", shape_of(1, 144, 5, 6, 144, 2, 3, groups=2, stride=2), splits=2)
 
 
+def test_phases_are_written_in_whole_sectors(device):
+    """gx once and nothing else; no access takes more sectors or passes than its bytes."""
+    if device != "sim":
+        pytest.skip("the simulator counts")
+    shape = shape_of(2, 128, 8, 9, 64, 3, 3, stride=2, padding=1)
+    with simulator.profiling() as profiles:
+        run(device, "backward_input", shape, blocks=4)
+    (profile,) = (one for name, one in profiles if name.startswith("conv2d_hopper_phases"))
+    assert all(counts.units == counts.least for counts in profile.lines.values())
+    written = sum(counts.bytes for counts in profile.lines.values() if counts.space == "global" and counts.writes)
+    assert written == 2 * np.prod(shape.x)
+    assert profile.flops == 2 * 128 * 128 * 64 * 9  # a tile for each of four phases: no zero between gy's pixels
+
+
 def test_filters_that_no_map_has(device):
     """Rows of y that do not begin at 16 bytes are stored thread by thread."""
     run(device, "forward", shape_of(2, 16, 7, 8, 13, 3, 3, padding=1), bias=True, relu=True, residual=True)
@@ -228,7 +259,7 @@ SMALL = {
     "backward_input": shape_of(1, 8, 12, 13, 16, 2, 2, padding=1),
     "backward_weight": shape_of(1, 16, 12, 13, 16, 2, 2, groups=2, padding=1),
     "planes": shape_of(1, 136, 6, 7, 8, 2, 2),
-    "phases": shape_of(1, 136, 12, 13, 8, 3, 3, stride=2),
+    "phases": shape_of(1, 72, 12, 13, 8, 3, 3, stride=2),
 }
 
 
@@ -248,14 +279,20 @@ def test_sound(device, name, mode):
         assert_same_bits(got, first)
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 8}], ids=["plain", "strided", "grouped"])
-def test_operations_use_the_kernels(device, monkeypatch, rng, options):
-    """Of channels-last images with enough channels; y and gx are channels-last then."""
+def launched(monkeypatch) -> list[str]:
+    """Names of what conv_hopper launches from now on."""
     names: list[str] = []
     launch = conv_hopper.launch
     monkeypatch.setattr(
         conv_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
     )
+    return names
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 8}], ids=["plain", "strided", "grouped"])
+def test_operations_use_the_kernels(device, monkeypatch, rng, options):
+    """Of channels-last images with enough channels; y and gx are channels-last then."""
+    names = launched(monkeypatch)
     shape = shape_of(1, 64, 6, 6, 40, 3, 3, padding=1, **options)
     x, w, gy = (rng.integers(-3, 4, size).astype(np.float64) for size in (shape.x, shape.weight, shape.y))
     weight = on(device, w.astype(np.float32))[0]
@@ -275,6 +312,27 @@ def test_operations_use_the_kernels(device, monkeypatch, rng, options):
     kinds = [name.split("_")[2] for name in names if name.startswith("conv2d_hopper_")]
     gradient = "phases" if "stride" in options else "images"
     assert kinds == ["pack", "images", "pack", gradient, "weights", "add"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_few_pixels_are_split(device, monkeypatch, rng, stride):
+    """Where a limit of memory leaves room for planes."""
+    names = launched(monkeypatch)
+    shape = shape_of(1, 512, 4, 5, 512, 3, 3, padding=1, stride=stride)
+    w, gy = (rng.integers(-2, 3, size).astype(np.float64) for size in (shape.weight, shape.y))
+    weight, right = on(device, w.astype(np.float32))[0], images(gy, "float16", device)
+    want = conv.conv2d_backward_input(gy, w, shape).astype(np.float32).astype(np.float16)
+    for limit in (None, 0):
+        assert_equal(devices.to_numpy(conv_half_input(right, weight, shape, limit)), want)
+    name = "conv2d_hopper_images" if stride == 1 else "conv2d_hopper_phases"
+    assert sum(n.startswith(f"{name}_float16_planes") for n in names) == 1
+    assert sum(n.startswith(f"{name}_float16_128") for n in names) == 1
+
+
+def conv_half_input(gy, weight, shape: ConvShape, limit: int | None):
+    gx = output(shape.x, "float16", gy)
+    conv_half.backward_input(gy, weight, gx, shape, limit)
+    return gx
 
 
 def test_what_no_map_has_is_another_kernels(device):

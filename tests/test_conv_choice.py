@@ -184,6 +184,16 @@ def test_regimes_on_tensor_cores(regime):
     assert chosen(shape, arithmetic="bfloat16", names=("implicit_gemm", "im2col")) == wanted[2]
 
 
+def test_groups_in_bundles():
+    """Of ResNeXt-50's first, 4 channels each, sm_90 multiplies 16 in one tile; depthwise stays what it is."""
+    groups, depthwise = conv(64, 128, 56, 128, 3, 1, 1, groups=32), conv(64, 128, 56, 128, 3, 1, 1, groups=128)
+    names, passes = ("direct", "implicit_gemm"), ("forward", "backward_input", "backward_weight")
+    found = [chosen(groups, f"conv2d_{name}", names=names, arithmetic="bfloat16") for name in passes]
+    assert found == ["implicit_gemm", "implicit_gemm", "direct"]
+    assert chosen(groups, names=names, card=CARDS["A100-80"], arithmetic="bfloat16") == "direct"
+    assert chosen(groups, names=names) == chosen(depthwise, names=names, arithmetic="bfloat16") == "direct"
+
+
 def test_fft_beats_16_bits_for_large_kernels():
     """Spectra are float32, and 31 times fewer products outrun a rate 15 times as high; 7×7 and 5×5 do not."""
     names = ("implicit_gemm", "im2col", "fft")

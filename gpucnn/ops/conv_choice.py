@@ -94,7 +94,7 @@ def choose_for_kernels(
 
     - arithmetic: that products are allowed (conv_cost.arithmetic_of)
     """
-    if guarded := _guard(operation, shape, names, arithmetic):
+    if guarded := _guard(operation, shape, names, arithmetic, card):
         return guarded
     planned = planned_times(operation, shape, names, card, limit, arithmetic)
     if not planned:
@@ -124,11 +124,13 @@ def _text(picoseconds: int) -> str:
     return f"{picoseconds / 1e9:.3f} ms"
 
 
-def _guard(operation: str, shape: ConvShape, names: Collection[str], arithmetic: str) -> Choice | None:
+def _guard(
+    operation: str, shape: ConvShape, names: Collection[str], arithmetic: str, card: Card
+) -> Choice | None:  # fmt: skip
     """What needs no reckoning."""
     products = [name for name in ("implicit_gemm", "im2col") if name in names]
     if conv_direct.wins(operation, shape) and "direct" in names:
-        return _few_channels(operation, shape, names, arithmetic)
+        return _few_channels(operation, shape, names, arithmetic, card)
     if (shape.R, shape.S, *shape.stride) == (1, 1, 1, 1) and shape.groups == 1 and products:
         return Choice(products[0], "1x1: it is a matrix product already")
     if (*shape.stride, *shape.dilation) != (1, 1, 1, 1) and products:
@@ -136,10 +138,14 @@ def _guard(operation: str, shape: ConvShape, names: Collection[str], arithmetic:
     return None
 
 
-def _few_channels(operation: str, shape: ConvShape, names: Collection[str], arithmetic: str) -> Choice | None:
+def _few_channels(
+    operation: str, shape: ConvShape, names: Collection[str], arithmetic: str, card: Card
+) -> Choice | None:  # fmt: skip
     if shape.groups == shape.C:
         return Choice("direct", "depthwise: limited by memory, and a matrix product would multiply mostly by zeros")
     if shape.groups > 1:
+        if conv_cost.bundled(operation, shape, conv_cost.Target(card, arithmetic, 2)) != shape:
+            return None  # products of several groups at once; the model compares
         channels = shape.C // shape.groups
         return Choice("direct", f"groups of {channels} channels: sums too short for a matrix product")
     if arithmetic != "float32":

@@ -229,7 +229,7 @@ def _sizes(operation: str, shape: ConvShape) -> tuple[int, int, int]:
     return channels, shape.N * -(-shape.H * shape.W // phases), filters * -(-taps // phases)
 
 
-def _bundled(operation: str, shape: ConvShape, target: Target) -> ConvShape:
+def bundled(operation: str, shape: ConvShape, target: Target) -> ConvShape:
     """The shape whose groups are what the kernels of sm_90 multiply as one: several of few channels."""
     if shape.groups == 1 or target.arithmetic not in HALVES or target.card.capability < (9, 0):
         return shape
@@ -243,9 +243,9 @@ def _implicit_gemm(operation: str, shape: ConvShape, target: Target, limit: int 
     """The weights in another order, then the product; of backward_weight sums in another order, then the weights'."""
     card, unit = target.card, target.unit("implicit_gemm")
     phases = prod(shape.stride) if operation == "conv2d_backward_input" else 1
-    bundled = _bundled(operation, shape, target)
-    rows, columns, terms = _sizes(operation, bundled)
-    batch = bundled.groups * phases
+    as_one = bundled(operation, shape, target)
+    rows, columns, terms = _sizes(operation, as_one)
+    batch = as_one.groups * phases
     most = SPLITS[-1] if limit is None else limit // max(1, 4 * batch * rows * columns)
     # The taps of a channel follow on each other; half of what they share is taken to be lost.
     reuse = 1 if operation == "conv2d_backward_weight" else max(1, shape.R * shape.S // phases // 2)

@@ -23,14 +23,17 @@ SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
 MIN_EXTENT = 32  # filters and channels
 UNIT = 8  # channels that a thread stores at a time
 MOST_PLANES = 64
+SPLIT_TERMS = 512  # a split of images' sums has at least so many
 TYPES = ("bfloat16", "float16")
 NARROW = HopperTile(128, 64, 7, 450)  # for so few columns
 MMA_SYNC = 1.5  # how much longer the kernels of sm_80 take for as many products
 
 
 class Bundles(NamedTuple):
-    """Groups as the kernels see them: `batches` bundles of `size` groups, each of so many rows, filters or channels, and
-    so many channels that terms or columns are made of."""
+    """Groups as the kernels see them: `batches` bundles of `size` groups each.
+
+    - rows: filters of a bundle, or its channels for backward_input; channels: what terms or columns are made of
+    """
 
     batches: int
     size: int
@@ -208,7 +211,8 @@ def _plan(
     rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form, pairs: bool = False
 ) -> _Plan:
     """By the estimate of matrix products, where `form` does not say it; split sums have one tile, and one for pairs."""
-    tile, splits = gemm_hopper.choose(rows, columns, terms, batch, multiprocessors, SLAB, False, planes, pairs)
+    sizes = rows, columns, terms, batch, multiprocessors, SLAB, False, planes
+    tile, splits = gemm_hopper.choose(*sizes, least_terms=SPLIT_TERMS, pairs=pairs)
     splits = form.splits or splits
     if columns <= NARROW.N and splits == 1:
         tile = NARROW
@@ -310,6 +314,7 @@ def _weights_plan(shape: ConvShape, multiprocessors: int, planes: int) -> tuple[
     found, pixels = bundles("backward_weight", shape), shape.N * shape.P * shape.Q
     columns = shape.R * shape.S * -(-found.channels // SLAB) * SLAB
     batches = found.batches
-    tile, splits = gemm_hopper.choose(found.rows, columns, pixels, batches, multiprocessors, SLAB, True, planes, True)
+    sizes = found.rows, columns, pixels, batches, multiprocessors, SLAB, True, planes
+    tile, splits = gemm_hopper.choose(*sizes, pairs=True)
     terms = gemm_hopper.split_terms(pixels, splits, SLAB)
     return tile, -(-pixels // terms), terms

@@ -72,14 +72,14 @@ FLOAT_TILES, FLOAT_PAIRS = TILES[1:], PAIRS[1:]
 @cache
 def choose(
     M: int, N: int, K: int, B: int, multiprocessors: int, step: int, in_float32: bool = False, most_splits: int = 64,
-    pairs: bool = False,
+    least_terms: int = SPLIT_TERMS, pairs: bool = False,
 ) -> tuple[HopperTile, int]:  # fmt: skip
     """(tile, splits) of B products of M×K and K×N, by the estimated clocks of the busiest multiprocessor.
 
     - pairs: whether the tiles may be those of clusters of two blocks
     """
     candidates = (s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= most_splits)
-    splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
+    splits = [1, *(s for s in candidates if s * least_terms <= K and s * B * M * N <= SPLIT_FLOATS)]
 
     wide = () if in_float32 else TILES + PAIRS * pairs
     narrow = FLOAT_TILES + FLOAT_PAIRS * pairs
