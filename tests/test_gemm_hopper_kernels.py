@@ -286,6 +286,7 @@ def test_choice_of_pairs():
     """They take large products; not those of one row of tiles, of which each second block would compute nothing."""
     assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64, pairs=True)[0].name == "pairs_128x256"
     assert gemm_hopper.choose(128, 33792, 1024, 1, 132, 64, pairs=True)[0].name == "128x256"
+    assert gemm_hopper.choose(128, 256, 1024, 1, 132, 64, pairs=True)[0].name == "128x128"
     assert gemm_hopper.choose(256, 128, 65536, 1, 132, 64, True, pairs=True)[0].name == "pairs_128x128"
     assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64)[0].name == "128x256"
 

@@ -81,6 +81,7 @@ def choose(
     candidates = (s for s in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= most_splits)
     splits = [1, *(s for s in candidates if s * least_terms <= K and s * B * M * N <= SPLIT_FLOATS)]
 
+    pairs = pairs and M > PAIRS[0].M  # else each second block would have no rows
     wide = () if in_float32 else TILES + PAIRS * pairs
     narrow = FLOAT_TILES + FLOAT_PAIRS * pairs
     choices = [(tile, 1) for tile in wide] + [(tile, count) for tile in narrow for count in splits]
