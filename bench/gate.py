@@ -60,10 +60,21 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         for form in ("tf32", "float32_tensor")
     },
     **{f"{name}_hopper_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG") for name in ("gemm_nn", "gemm_nt", "gemm_tn")},
+    **{
+        f"gemm_{layout}_hopper_{types}_pairs_": ("UTMALDG.MULTICAST", "UCGABAR_WAIT")
+        for layout in ("nn", "nt", "tn")
+        for types in ("bfloat16_bfloat16", "bfloat16_float", "float16_float16", "float16_float", "tf32_float")
+    },
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
     "conv2d_hopper_phases_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "STG.E.128"),
     "conv2d_hopper_planes_": ("HGMMA", "UTMALDG.4D", "SYNCS", "UTMASTG", "LDSM", "STSM"),
     "conv2d_hopper_plane_weights_": ("HGMMA", "UTMALDG.4D", "SYNCS", "UTMASTG"),
+    **{
+        f"conv2d_hopper_{name}_pairs_": (f"UTMALDG{kind}.MULTICAST", "UCGABAR_WAIT")
+        for names, kind in (("images", ""), ("weights", ".IM2COL"))
+        for types in ("bfloat16", "float16", "bfloat16_planes", "float16_planes")
+        for name in (f"{names}_{types}",)
+    },
     **{
         f"conv2d_{operation}_{form}": ("LDGSTS.E.128", "LDSM", "HMMA", "STG.E.128")
         for operation in ("forward", "backward_input")
@@ -137,9 +148,10 @@ KEPT = {
 # thread computes Adam's numbers.
 DOUBLES = ("batch_norm_", "adam_numbers")
 INSTRUCTION_BYTES = 16
+KINDS_OF_COPIES = ("IM2COL", "MULTICAST")
 FLOATING_POINT = ("FFMA", "FADD", "FMUL", "MUFU", "DFMA", "DADD", "DMUL", "F2F", "I2F", "F2I")
 COUNTED = re.compile(
-    r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|STSM|UTMALDG|UTMASTG|SYNCS|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
+    r"^(LDG|STG|LDS|STS|LDGSTS|LDL|STL|FFMA|HMMA|HGMMA|LDSM|STSM|UTMALDG|UTMASTG|SYNCS|UCGABAR|DFMA|DMUL|MUFU|SHFL|BAR|RED|ATOM)"
 )
 
 
@@ -312,7 +324,9 @@ def loops_on_tensor_cores(listing: list[str]) -> str:
 
 def _width(name: str) -> str:
     """The name with its width and kind, without caching hints: LDG.E.128.CONSTANT → LDG.E.128."""
-    parts = [part for part in name.split(".") if part in ("E", "64", "128", "IM2COL") or part == name.split(".")[0]]
+    parts = [
+        part for part in name.split(".") if part in ("E", "64", "128", *KINDS_OF_COPIES) or part == name.split(".")[0]
+    ]
     return ".".join(parts)
 
 

@@ -9,6 +9,14 @@
         hopper_product<Tile>(ImageTiles<Tile>{images, weights, shape, walk}, c, target, bias, residual, shape, tiles, \
                              groups, mapped, shape.N);                                                                \
     }
+#define CONV2D_IMAGES_PAIRS(type, name, Output, m, n, stages)                                                         \
+    CLUSTER_KERNEL(384, 1, 2) conv2d_hopper_images_##name##_pairs_##m##x##n(                                          \
+        TENSOR_MAP images, TENSOR_MAP weights, TENSOR_MAP c, Output* target, const float* bias,                       \
+        const Output* residual, GemmShape shape, ImageWalk walk, int tiles, int groups, int mapped) {                 \
+        using Tile = HopperTiling<type, Output, m, n, stages, false, false, 2>;                                       \
+        hopper_product<Tile>(ImageTiles<Tile>{images, weights, shape, walk}, c, target, bias, residual, shape, tiles, \
+                             groups, mapped, shape.N);                                                                \
+    }
 #define CONV2D_WEIGHTS(type, M, N, stages)                                                                            \
     KERNEL(384, 1) conv2d_hopper_weights_##type##_##M##x##N(TENSOR_MAP gradients, TENSOR_MAP images, TENSOR_MAP c,    \
                                                             GemmShape shape, ImageWalk walk, int tiles, int groups) { \
@@ -16,12 +24,23 @@
         hopper_product<Tile>(PatchTiles<Tile>{gradients, images, shape, walk}, c, nullptr, nullptr, nullptr, shape,  \
                              tiles, groups, true);                                                                   \
     }
+#define CONV2D_WEIGHTS_PAIRS(type, M, N, stages)                                                                      \
+    CLUSTER_KERNEL(384, 1, 2) conv2d_hopper_weights_##type##_pairs_##M##x##N(                                         \
+        TENSOR_MAP gradients, TENSOR_MAP images, TENSOR_MAP c, GemmShape shape, ImageWalk walk, int tiles, int groups) {\
+        using Tile = HopperTiling<type, float, M, N, stages, true, true, 2>;                                          \
+        hopper_product<Tile>(PatchTiles<Tile>{gradients, images, shape, walk}, c, nullptr, nullptr, nullptr, shape,   \
+                             tiles, groups, true);                                                                    \
+    }
 
 CONV2D_IMAGES(float16, float16, float16, 128, 256, 4)
 CONV2D_IMAGES(float16, float16, float16, 128, 128, 6)
 CONV2D_IMAGES(float16, float16, float16, 128, 64, 7)
 CONV2D_IMAGES(float16, float16_planes, float, 128, 128, 6)
+CONV2D_IMAGES_PAIRS(float16, float16, float16, 128, 256, 4)
+CONV2D_IMAGES_PAIRS(float16, float16, float16, 128, 128, 6)
+CONV2D_IMAGES_PAIRS(float16, float16_planes, float, 128, 128, 6)
 CONV2D_WEIGHTS(float16, 128, 128, 6)
+CONV2D_WEIGHTS_PAIRS(float16, 128, 128, 6)
 
 #define CONV2D_PACK(source, Source, type)                                                                             \
     KERNEL(256, 4) conv2d_hopper_pack_##source##_##type(const Source* weights, type* packed, WeightOrder order) {    \

@@ -5,6 +5,7 @@
 // channels-last output; terms are (64 channels, tap, channel of the 64). A map of the kind im2col brings the 128 pixels'
 // values of one tap and 64 channels in one copy, zeros beyond the borders, whatever rows and images the pixels reach over.
 // Weights are packed (filter, tap, channel), a dimension each, so channels past the last are zeros in both operands.
+// Pairs of blocks share them: each brings half of a tile's filters to both.
 // - forward: images x and the weights (K,R,S,C)
 // - backward_input, stride 1: images gy, whose windows are those of the filter turned round, and weights (C,R,S,K)
 // Then bias, residual (of c's type and strides, or null) and ReLU. Or planes of float32 sums, where the terms are split,
@@ -12,7 +13,7 @@
 //
 // conv2d_hopper_weights: c (filters, columns) = gyᵀ · patches. Terms are pixels, 64 a step; columns are (tap, channels in
 // slabs of 64), so every slab of patches is one copy. Each split has a plane of float32 sums, in which a tap takes whole
-// slabs; conv2d_hopper_add adds them in their order, so bits do not depend on timing.
+// slabs; conv2d_hopper_add adds them in their order, so bits do not depend on timing. Pairs of blocks share the patches.
 //
 // Groups are batches of the product. Those of few channels are bundled: a bundle of them counts as one group of up to 64
 // channels, whose weights are zeros between its members. A slab that a group does not fill holds the next one's channels
@@ -55,14 +56,25 @@ struct ImageTiles {
     }
     __device__ __forceinline__ void operator()(unsigned char* left, unsigned char* right, Barrier* full) {
         const int channel = slab * Tile::TERMS;
-        const int pixels[4] = {first + channel, place.w, place.h, place.image}, filters[3] = {channel, tap, filter};
+        const int start = share_start<Tile>(), filters[3] = {channel, tap, filter + start};
+        const int pixels[4] = {first + channel, place.w, place.h, place.image};
         tma_load_im2col(left, images, full, pixels, column * walk.dilation_w, row * walk.dilation_h);
-        tma_load<3>(right, weights, full, filters);
+        load_box<Tile::CLUSTER>(right + start * LINE_BYTES, weights, full, filters);
         ++tap;
         if (++column == walk.columns) column = 0, ++row;
         if (tap == walk.taps) tap = row = 0, ++slab;
     }
 };
+
+// Pixels of one tap to this block alone, or to all BLOCKS of the cluster.
+template <int BLOCKS>
+__device__ __forceinline__ void load_walk(unsigned char* target, const TensorMap& map, Barrier* full, const int (&at)[4],
+                                          int offset_w, int offset_h) {
+    if constexpr (BLOCKS == 1)
+        tma_load_im2col(target, map, full, at, offset_w, offset_h);
+    else
+        tma_load_im2col_multicast(target, map, full, at, offset_w, offset_h, (1 << BLOCKS) - 1);
+}
 
 template <class Tile>
 struct PatchTiles {
@@ -82,12 +94,13 @@ struct PatchTiles {
             tma_load<3>(left + i * Tile::SLAB_BYTES, gradients, full, at);
         }
         const ImagePlace place = image_place(walk, pixel);
-        for (int i = 0; i < Tile::TILE_N / Tile::SLAB; ++i) {
+        const int start = share_start<Tile>() / Tile::SLAB;
+        for (int i = start; i < start + Tile::SHARE / Tile::SLAB; ++i) {
             const int number = min(slab + i, walk.taps * walk.slabs - 1);  // past the last, any: its sums are not stored
             const int tap = number / walk.slabs, row = tap / walk.columns;
             const int at[4] = {first + number % walk.slabs * Tile::SLAB, place.w, place.h, place.image};
-            tma_load_im2col(right + i * Tile::SLAB_BYTES, images, full, at, (tap - row * walk.columns) * walk.dilation_w,
-                            row * walk.dilation_h);
+            load_walk<Tile::CLUSTER>(right + i * Tile::SLAB_BYTES, images, full, at,
+                                     (tap - row * walk.columns) * walk.dilation_w, row * walk.dilation_h);
         }
         pixel += Tile::TERMS;
     }

@@ -7,7 +7,8 @@
 // tf32 needs both operands' terms contiguous, "nt". c's columns are contiguous.
 //
 // Maps of a and b have three dimensions, the contiguous one first and the batch last; their boxes are 128 bytes by as
-// many rows as the tile has, or, where not the terms are contiguous, by 64 terms. That of c has boxes of 128 bytes × 64
+// many rows as the tile has (of b in pairs of blocks, half as many), or, where not the terms are contiguous, by 64 terms.
+// That of c has boxes of 128 bytes × 64
 // rows, and as batches all planes: where the terms are split, gemm_hopper_add adds them in their order, so bits do
 // not depend on timing.
 #pragma once
@@ -25,23 +26,24 @@ struct MatrixTiles {
         a_batch = shape.a_batch ? at.batch : 0;
         b_batch = shape.b_batch ? at.batch : 0;
     }
-    template <int EXTENT, bool ROWS>
+    template <int EXTENT, bool ROWS, int BLOCKS>
     __device__ __forceinline__ void load(unsigned char* target, const TensorMap& map, int first, int batch,
                                          Barrier* full) const {
         if constexpr (ROWS) {
 #pragma unroll
             for (int slab = 0; slab < EXTENT / Tile::SLAB; ++slab) {
                 const int at[3] = {first + slab * Tile::SLAB, term, batch};
-                tma_load<3>(target + slab * Tile::SLAB_BYTES, map, full, at);
+                load_box<BLOCKS>(target + slab * Tile::SLAB_BYTES, map, full, at);
             }
         } else {
             const int at[3] = {term, first, batch};
-            tma_load<3>(target, map, full, at);
+            load_box<BLOCKS>(target, map, full, at);
         }
     }
     __device__ __forceinline__ void operator()(unsigned char* left, unsigned char* right, Barrier* full) {
-        load<Tile::TILE_M, Tile::LEFT_ROWS>(left, a, row, a_batch, full);
-        load<Tile::TILE_N, Tile::RIGHT_COLUMNS>(right, b, column, b_batch, full);
+        const int start = share_start<Tile>();
+        load<Tile::TILE_M, Tile::LEFT_ROWS, 1>(left, a, row, a_batch, full);
+        load<Tile::SHARE, Tile::RIGHT_COLUMNS, Tile::CLUSTER>(right + start * LINE_BYTES, b, column + start, b_batch, full);
         term += Tile::TERMS;
     }
 };

@@ -7,6 +7,10 @@
 // `empty`: nobody reads it any more; an arrival of each consumer warp, once its products are done, which is a step later,
 // so that the tensor cores never wait for the next. The producer runs ahead into the next tile while sums are stored.
 //
+// With CLUSTER blocks in a cluster these take neighbouring tiles of the same columns, and so the same b: each brings its
+// share of b's columns to all of them by multicast, and a for itself. A stage is then overwritten from several blocks, so
+// its `empty` barrier counts the consumers of all of them. A tile past the last row is computed from zeros, not stored.
+//
 // Operands stand as the copies leave them, in rows of 128 bytes whose 16-byte parts are swizzled (ptx_tma.cuh):
 // - terms contiguous: a row holds the terms of one row of a (column of b); a slice of terms is 32 bytes of each row
 // - rows contiguous ("MN-major", 16 bits only): slabs of 64 rows of a; a row of a slab is a term; a slice is 16 of them
@@ -31,11 +35,11 @@ constexpr int PATTERN_BYTES = 8 * LINE_BYTES;      // after which the swizzle re
 constexpr int PIECE_BYTES = GROUP_TILE_ROWS * LINE_BYTES;  // of c, on the way out
 constexpr int PIECES = 2;                                  // buffers of a consumer
 
-template <class Type_, class Output_, int M, int N, int STAGES_, bool A_ROWS, bool B_COLUMNS>
+template <class Type_, class Output_, int M, int N, int STAGES_, bool A_ROWS, bool B_COLUMNS, int CLUSTER_ = 1>
 struct HopperTiling {
     using Type = Type_;
     using Output = Output_;
-    static constexpr int TILE_M = M, TILE_N = N, STAGES = STAGES_;
+    static constexpr int TILE_M = M, TILE_N = N, STAGES = STAGES_, CLUSTER = CLUSTER_;
     static constexpr bool LEFT_ROWS = A_ROWS, RIGHT_COLUMNS = B_COLUMNS;  // contiguous, rather than the terms
     static constexpr int TERMS = LINE_BYTES / sizeof(Type);
     static constexpr int SLAB = TERMS, SLAB_BYTES = TERMS * LINE_BYTES;  // rows of a slab
@@ -47,10 +51,12 @@ struct HopperTiling {
     static constexpr bool CHUNKED = sizeof(Type) == 2 && sizeof(Output) == 4;
     static constexpr int OUT = STAGES * STAGE, BARRIERS = OUT + CONSUMERS * PIECES * PIECE_BYTES;
     static constexpr int SHARED_BYTES = BARRIERS + 2 * STAGES * sizeof(Barrier);
+    static constexpr int SHARE = N / CLUSTER;  // of b's columns, which a block brings
     using Sums = float[N / 2];
     static_assert(M == CONSUMERS * GROUP_TILE_ROWS && N % 64 == 0 && N <= 256, "one wgmma of 64 rows a consumer");
     static_assert(SHARED_BYTES <= 227 * 1024, "what a block may have");
     static_assert(!CHUNKED || N <= 128, "two sets of sums in registers");
+    static_assert(SHARE % 64 == 0, "whole slabs");
     static_assert(sizeof(Type) == 2 || !(A_ROWS || B_COLUMNS), "wgmma takes terms side by side");
 };
 
@@ -68,7 +74,7 @@ struct Ring {
     __device__ __forceinline__ void init() const {
         for (int i = 0; i < Tile::STAGES; ++i) {
             barrier_init(full(i), 1);
-            barrier_init(empty(i), CONSUMERS * WARPGROUP / WARP_SIZE);
+            barrier_init(empty(i), Tile::CLUSTER * CONSUMERS * WARPGROUP / WARP_SIZE);
         }
         barrier_init_fence();
     }
@@ -79,7 +85,29 @@ struct Ring {
         }
     }
     __device__ __forceinline__ int previous() const { return (stage == 0 ? Tile::STAGES : stage) - 1; }
+    // The stage before goes back to all who write to it; `lane` of each consumer warp.
+    __device__ __forceinline__ void give_back(int lane) const {
+        if constexpr (Tile::CLUSTER == 1) {
+            if (lane == 0) barrier_arrive(empty(previous()));
+        } else {
+            if (lane < Tile::CLUSTER) barrier_arrive_cluster(empty(previous()), lane);
+        }
+    }
 };
+
+// The first column of b's tile that this block brings.
+template <class Tile>
+__device__ __forceinline__ int share_start() {
+    return Tile::CLUSTER > 1 ? cluster_rank() * Tile::SHARE : 0;
+}
+
+// Where a block works on the tile of that number, or its own among the tiles that its cluster takes at a time.
+template <class Tile>
+__device__ __forceinline__ Position tile_position(const GemmShape& shape, int number) {
+    Position at = block_position<Tile::CLUSTER * Tile::TILE_M, Tile::TILE_N>(shape, number);
+    if constexpr (Tile::CLUSTER > 1) at.row += cluster_rank() * Tile::TILE_M;
+    return at;
+}
 
 // Steps of a block's share of the terms.
 template <class Tile>
@@ -87,11 +115,20 @@ __device__ __forceinline__ int steps_at(const GemmShape& shape, const Position& 
     return ceil_div(min(shape.split_terms, shape.K - at.split * shape.split_terms), Tile::TERMS);
 }
 
+// A box to this block alone, or to all BLOCKS of the cluster.
+template <int BLOCKS>
+__device__ __forceinline__ void load_box(unsigned char* target, const TensorMap& map, Barrier* full, const int (&at)[3]) {
+    if constexpr (BLOCKS == 1)
+        tma_load<3>(target, map, full, at);
+    else
+        tma_load_multicast<3>(target, map, full, at, (1 << BLOCKS) - 1);
+}
+
 // The producer's thread. load.start(at) goes to a tile, load(left, right, full) asks for the operands of its next step.
 template <class Tile, class Load>
 __device__ __forceinline__ void produce(Load& load, Ring<Tile> ring, const GemmShape& shape, int tiles) {
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const Position at = block_position<Tile::TILE_M, Tile::TILE_N>(shape, tile);
+    for (int tile = blockIdx.x / Tile::CLUSTER; tile < tiles; tile += gridDim.x / Tile::CLUSTER) {
+        const Position at = tile_position<Tile>(shape, tile);
         load.start(at);
 #pragma unroll 1
         for (int step = steps_at<Tile>(shape, at); step > 0; --step) {
@@ -117,7 +154,7 @@ template <class Tile>
 __device__ __forceinline__ void multiply_steps(Ring<Tile>& ring, int steps, int group, typename Tile::Sums& sums) {
     const uint64_t left = operand<Tile, Tile::LEFT_ROWS>(ring.tiles + group * PIECE_BYTES);
     const uint64_t right = operand<Tile, Tile::RIGHT_COLUMNS>(ring.tiles + Tile::RIGHT);
-    const bool leads = threadIdx.x % WARP_SIZE == 0;
+    const int lane = threadIdx.x % WARP_SIZE;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
         barrier_wait(ring.full(ring.stage), ring.parity);
@@ -131,12 +168,12 @@ __device__ __forceinline__ void multiply_steps(Ring<Tile>& ring, int steps, int 
                 step > 0 || slice > 0);
         wgmma_commit();
         wgmma_wait<1>();
-        if (leads && step > 0) barrier_arrive(ring.empty(ring.previous()));
+        if (step > 0) ring.give_back(lane);
         ring.next();
     }
     wgmma_wait<0>();
     wgmma_hold(sums);
-    if (leads) barrier_arrive(ring.empty(ring.previous()));
+    ring.give_back(lane);
 }
 
 // All products of a tile.
@@ -279,8 +316,8 @@ __device__ __forceinline__ void consume(Ring<Tile> ring, int group, const Tensor
                                         int tiles, int batches, bool mapped, int bias_batch) {
     unsigned char* buffers = ring.tiles + Tile::OUT + group * PIECES * PIECE_BYTES;
     int turn = 0;
-    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const Position at = block_position<Tile::TILE_M, Tile::TILE_N>(shape, tile);
+    for (int tile = blockIdx.x / Tile::CLUSTER; tile < tiles; tile += gridDim.x / Tile::CLUSTER) {
+        const Position at = tile_position<Tile>(shape, tile);
         typename Tile::Sums sums;
         multiply_tile<Tile>(ring, steps_at<Tile>(shape, at), group, sums);
         const typename Tile::Output* addend = residual ? residual + at.batch * shape.c_batch : nullptr;
@@ -295,7 +332,20 @@ __device__ __forceinline__ void consume(Ring<Tile> ring, int group, const Tensor
     if (threadIdx.x % WARPGROUP == 0) tma_store_wait_read<0>();
 }
 
-// A block of a launch that computes `tiles` tiles in all. bias_batch: from a batch's bias to the next one's.
+// All threads of the block, or of all blocks of the cluster: their memory is written to, and their barriers used, by each
+// other.
+template <class Tile>
+__device__ __forceinline__ void wait_for_all() {
+    if constexpr (Tile::CLUSTER == 1) {
+        __syncthreads();
+    } else {
+        __syncwarp();
+        cluster_wait();
+    }
+}
+
+// A block of a launch that computes `tiles` tiles in all, or so many times as many as a cluster has blocks. bias_batch:
+// from a batch's bias to the next one's.
 template <class Tile, class Load>
 __device__ __forceinline__ void hopper_product(Load load, const TensorMap& c, typename Tile::Output* target,
                                                const float* bias, const typename Tile::Output* residual,
@@ -304,7 +354,7 @@ __device__ __forceinline__ void hopper_product(Load load, const TensorMap& c, ty
     SHARED_BOXES(unsigned char, shared);
     const Ring<Tile> ring(shared);
     if (threadIdx.x == 0) ring.init();
-    __syncthreads();
+    wait_for_all<Tile>();
     const int group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0);  // the same in all lanes, for the compiler too
     if (group == 0) {
         give_registers<40>();
@@ -313,4 +363,5 @@ __device__ __forceinline__ void hopper_product(Load load, const TensorMap& c, ty
         take_registers<232>();
         consume<Tile>(ring, group - 1, c, target, bias, residual, shape, tiles, batches, mapped, bias_batch);
     }
+    if constexpr (Tile::CLUSTER > 1) wait_for_all<Tile>();
 }

@@ -70,7 +70,8 @@ def run(
         read, other = images(x, kind, device), images(gy, kind, device)
         got = devices.empty(shape.weight, DTYPES[out or kind], read)
         assert conv_hopper.takes(operation, shape, read, other)
-        conv_hopper.backward_weight(read, other, got, shape, blocks, planes)
+        form = Form("pairs_128x128") if tile == "pairs_128x128" else Form()
+        conv_hopper.backward_weight(read, other, got, shape, blocks, planes, form)
     got = devices.to_numpy(got)
     assert_equal(got, want.astype(np.float32).astype(got.dtype))
     return got
@@ -184,6 +185,35 @@ def test_groups(device, operation, options):
     operation = "backward_input" if operation == "phases" else operation
     tile = "128x64" if shape.K // shape.groups <= 64 else "128x128"
     run(device, operation, shape, tile=tile, blocks=3, bias=True, residual=True, relu=True)
+
+
+PAIRED = [("128x256", "forward"), ("128x256", "backward_input"), *(("128x128", operation) for operation in PASSES)]
+
+
+@pytest.mark.parametrize(("tile", "operation"), PAIRED)
+def test_pairs_of_blocks(device, tile, operation):
+    """Three tiles of pixels or two of filters, most of the last without rows; every stage is used more than twice."""
+    shape = shape_of(3, 72, 9, 10, 136, 3, 3, padding=1)
+    run(device, operation, shape, tile=f"pairs_{tile}", blocks=2, bias=True, relu=True, residual=True)
+
+
+def test_pairs_whose_second_block_has_no_rows(device):
+    """It starts after the last image, and filters end in the first half of a tile; sums in planes; groups."""
+    shape = shape_of(5, 8, 4, 8, 16, 2, 5)
+    run(device, "forward", shape, "float16", tile="pairs_128x256", blocks=4, bias=True)
+    run(device, "backward_weight", shape, "float16", tile="pairs_128x128", planes=3, blocks=4)
+    run(device, "forward", shape_of(2, 136, 5, 6, 40, 3, 3, padding=1), tile="pairs_128x128", splits=4, residual=True)
+    grouped = shape_of(*GROUPED["of more"]["size"], groups=2, padding=1)
+    run(device, "backward_input", grouped, tile="pairs_128x128", blocks=4)
+
+
+@pytest.mark.parametrize("operation", ["forward", "backward_weight"])
+def test_pairs_are_sound(device, operation):
+    if device != "sim":
+        pytest.skip("modes of the simulator")
+    for schedule in SCHEDULES[1:3]:
+        with simulator.configured(mode="race", **schedule):
+            run(device, operation, shape_of(1, 8, 12, 13, 136, 2, 2, padding=1), tile="pairs_128x128", blocks=2)
 
 
 def test_split_sums_of_groups(device):

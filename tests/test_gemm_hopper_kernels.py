@@ -18,6 +18,7 @@ from gpucnn.precision import precision
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 RELATIVE = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-11}  # half a unit in the last place, of tf32 too
 TILES = {tile.name: tile for tile in gemm_hopper.TILES}
+PAIRS = {tile.name: tile for tile in gemm_hopper.PAIRS}
 HALVES = ("bfloat16", "float16")
 
 
@@ -84,6 +85,29 @@ def test_deep_products_and_tails(device, kind, layout):
 @pytest.mark.parametrize("tile", TILES)
 def test_tf32(device, tile):
     integers((2, 130, 132, 420), "float32", "nt", None, "column", True, (tile, 1, 2), device=device)
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
+@pytest.mark.parametrize("kind", HALVES)
+def test_pairs_of_blocks(device, kind, layout):
+    """Stages are used more than twice; two tiles, or one and a partner without rows; columns end in either half."""
+    integers((1, 136, 136, 13 * 64 + 8), kind, layout, None, "row", True, ("pairs_128x128", 1, 2), device=device)
+    integers((1, 72, 264, 9 * 64 + 8), kind, layout, None, "column", False, ("pairs_128x256", 1, 2), device=device)
+    integers((1, 16, 72, 17 * 64 + 8), kind, layout, "float32", "row", True, ("pairs_128x128", 1, 2), device=device)
+
+
+@pytest.mark.parametrize("tile", PAIRS)
+def test_pairs_of_tf32(device, tile):
+    """Two clusters go round three pairs of tiles of each matrix, the last of them of a tile and a half."""
+    integers((2, 650, 36, 420), "float32", "nt", None, "column", True, (tile, 1, 4), device=device)
+
+
+@pytest.mark.parametrize("pitch", [0, 3])
+def test_pairs_with_all_that_products_have(device, pitch):
+    """Batches, residual and splits; rows of c that no map has; a launch of more clusters than there is work for."""
+    form = ("pairs_128x128", 2, 132)
+    integers((2, 130, 72, 136), "bfloat16", "nt", None, "column", True, form, pitch, True, device)
+    integers((2, 130, 72, 136), "float16", "nn", "float32", "row", True, ("pairs_128x128", 1, 2), pitch, True, device)
 
 
 @pytest.mark.parametrize("pitch", [0, 3])
@@ -199,7 +223,75 @@ def test_what_no_map_has_is_another_kernels(device):
     assert gemm_hopper.takes(single, single.swapaxes(1, 2), single)
 
 
-@pytest.mark.parametrize("tile", gemm_hopper.TILES)
+@pytest.mark.parametrize("mode", ["asan", "race"])
+def test_pairs_are_sound(device, mode):
+    """Six stages are used twice, and one a third time; the second tile has a few rows."""
+    if device != "sim":
+        pytest.skip("modes of the simulator")
+    for schedule in (SCHEDULES[1], SCHEDULES[3]):  # copies come late, and at once
+        with simulator.configured(mode=mode, **schedule):
+            integers((1, 136, 72, 12 * 32 + 4), "float32", form=("pairs_128x128", 1, 2))
+
+
+def test_the_halves_of_b_arrive_in_any_order(device):
+    """Early, late and in random order, of the one block's copies and of the other's; more steps than two laps take."""
+    if device != "sim":
+        pytest.skip("schedules of the simulator")
+    for schedule in (*SCHEDULES, {"order": "reverse", "late_copies": False}, {"order": "random", "seed": 3}):
+        with simulator.configured(**schedule):
+            integers((1, 136, 264, 9 * 32 + 4), "float32", form=("pairs_128x256", 1, 2))
+
+
+def test_pairs_read_b_once(device):
+    """Of two tiles of 128 rows, and one step: a's rows, and b's columns for each block or for both."""
+    if device != "sim":
+        pytest.skip("counters of the simulator")
+    for tile, times in (("128x128", 2), ("pairs_128x128", 1)):
+        with simulator.profiling(lines=False) as profiles:
+            integers((1, 256, 128, 64), form=(tile, 1, 2))
+        counts = [count for _, profile in profiles for count in profile.lines.values() if count.space == "global"]
+        assert sum(count.bytes for count in counts if not count.writes) == (256 + times * 128) * 64 * 2
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
+def test_rows_of_a_last_round_have_a_launch_of_their_own(device, monkeypatch, layout):
+    """Three tiles on two multiprocessors: two, and the terms of the third in two halves."""
+    names: list[str] = []
+    launch, multiply = gemm_hopper.launch, gemm_hopper.multiply
+    monkeypatch.setattr(
+        gemm_hopper, "launch", lambda name, *rest, **more: (names.append(name), launch(name, *rest, **more))
+    )
+    monkeypatch.setattr(gemm_hopper, "multiply", lambda *given: multiply(*given[:6], 2, *given[7:]))
+    assert gemm_hopper.whole_rounds(368, 72, 4096, 1, 2, 64) == 256
+    integers((1, 368, 72, 4096), "bfloat16", layout, None, "row", True, (), 8, True, device)
+    assert [name.partition("bfloat16")[2] for name in names] == ["_bfloat16_pairs_128x128", "_float_128x128", ""]
+
+
+@given(st.tuples(*[st.integers(1, 9000)] * 3), st.integers(1, 3), st.sampled_from([2, 132]), st.booleans())
+@settings(max_examples=60)
+def test_whole_rounds(sizes, batch, multiprocessors, in_float32):
+    """They are whole tiles, and no launch is added for less than a twentieth; few rows have none."""
+    M, N, K = sizes
+    rows = gemm_hopper.whole_rounds(M, N, K, batch, multiprocessors, 64, in_float32)
+    assert rows == M or (0 < rows < M and rows % 128 == 0)
+    assert M > 128 or rows == M
+
+
+def test_choice_of_rounds():
+    assert [gemm_hopper.whole_rounds(size, size, size, 1, 132, 64) for size in (2048, 4096)] == [2048, 4096]
+    assert gemm_hopper.whole_rounds(3072, 3072, 3072, 1, 132, 64) == 2816  # 132 pairs of tiles; 12 are left
+
+
+def test_choice_of_pairs():
+    """They take large products; not those of one row of tiles, of which each second block would compute nothing."""
+    assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64, pairs=True)[0].name == "pairs_128x256"
+    assert gemm_hopper.choose(128, 33792, 1024, 1, 132, 64, pairs=True)[0].name == "128x256"
+    assert gemm_hopper.choose(128, 256, 1024, 1, 132, 64, pairs=True)[0].name == "128x128"
+    assert gemm_hopper.choose(256, 128, 65536, 1, 132, 64, True, pairs=True)[0].name == "pairs_128x128"
+    assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64)[0].name == "128x256"
+
+
+@pytest.mark.parametrize("tile", gemm_hopper.TILES + gemm_hopper.PAIRS)
 def test_choice(tile):
     """Large products take wide tiles and no splits, few tiles of many terms are split, each split a whole step."""
     assert gemm_hopper.choose(8192, 8192, 8192, 1, 132, 64)[0].name == "128x256"

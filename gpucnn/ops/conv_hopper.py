@@ -16,7 +16,7 @@ from gpucnn.launch import Strided, architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
 from gpucnn.ops import conv_phases, gemm_hopper
 from gpucnn.ops.conv_phases import Phases
-from gpucnn.ops.gemm_hopper import ANY, LINE_BYTES, TILES, Form, HopperTile
+from gpucnn.ops.gemm_hopper import ANY, LINE_BYTES, PAIRS, TILES, Form, HopperTile
 from gpucnn.ops.shapes import ConvShape
 
 SLAB = 64  # channels of a step, and pixels of a step of the weight gradient
@@ -207,16 +207,22 @@ class _Plan(NamedTuple):
     blocks: int
 
 
-def _plan(rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form) -> _Plan:
-    """By the estimate of matrix products, where `form` does not say it; split sums have one tile."""
-    choose = gemm_hopper.choose
-    tile, splits = choose(rows, columns, terms, batch, multiprocessors, SLAB, False, planes, least_terms=SPLIT_TERMS)
+def _plan(
+    rows: int, columns: int, terms: int, batch: int, multiprocessors: int, planes: int, form: Form, pairs: bool = False
+) -> _Plan:
+    """By the estimate of matrix products, where `form` does not say it; split sums have one tile, and one for pairs."""
+    sizes = rows, columns, terms, batch, multiprocessors, SLAB, False, planes
+    tile, splits = gemm_hopper.choose(*sizes, least_terms=SPLIT_TERMS, pairs=pairs)
     splits = form.splits or splits
     if columns <= NARROW.N and splits == 1:
         tile = NARROW
     if form.tile:
-        tile = next(one for one in (*TILES, NARROW) if one.name == form.tile)
+        tile = _tile(form.tile)
     return _Plan(tile, splits, form.blocks or multiprocessors)
+
+
+def _tile(name: str) -> HopperTile:
+    return next(one for one in (*TILES, *PAIRS, NARROW) if one.name == name)
 
 
 def _multiply(
@@ -227,21 +233,21 @@ def _multiply(
     rows, terms = out.size // filters, shape.R * shape.S * -(-found.channels // SLAB) * SLAB
     if found.batches > 1 and finish.bias is not None:
         planes = 1  # the kernel that adds planes knows one bias for all batches
-    tile, count, blocks = _plan(rows, found.rows, terms, found.batches, multiprocessors, planes, form)
+    tile, count, blocks = _plan(rows, found.rows, terms, found.batches, multiprocessors, planes, form, pairs=True)
     split = gemm_hopper.split_terms(terms, count, SLAB)
     splits = -(-terms // split)
     c = out.transpose(0, 2, 3, 1).reshape(rows, found.batches, found.rows).transpose(1, 0, 2)
     target = c if splits == 1 else devices.empty((splits * found.batches, rows, found.rows), "float32", out)
     addend = None if finish.residual is None else Strided(finish.residual)
     x_map = _images(operation, shape, images, tile.M)
-    w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N), LINE_BYTES)
+    w_map = tensor_map.tiled(packed, (SLAB, 1, tile.N // tile.blocks), LINE_BYTES)
     mapped = gemm_hopper.maps(target, 2)
     sizes = rows, found.rows, terms, splits, split, 0
     relu = int(finish.relu)
     last = finish.bias, addend
     kind = out.dtype.name if splits == 1 else f"{out.dtype.name}_planes"
-    tiles = found.batches * splits * -(-rows // tile.M) * -(-found.rows // tile.N)
-    launch(f"conv2d_hopper_images_{kind}_{tile.name}", min(tiles, blocks), x_map, w_map,
+    tiles = found.batches * splits * tile.tiles(rows, found.rows)
+    launch(f"conv2d_hopper_images_{kind}_{tile.name}", tile.grid(tiles, blocks), x_map, w_map,
            gemm_hopper.store_map(target) if mapped else w_map, None if mapped else Strided(target),
            *(last if splits == 1 else (None, None)),
            _product(sizes, relu if splits == 1 else 0, target, found.batches), _walk(operation, shape, found.channels),
@@ -282,20 +288,21 @@ def _multiply_phases(
 
 
 def backward_weight(
-    x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES
+    x: Any, gy: Any, gw: Any, shape: ConvShape, multiprocessors: int, planes: int = MOST_PLANES, form: Form = ANY
 ) -> None:
     """gw (K,C/groups,R,S), contiguous, overwritten, of the images' type or float32; planes: at most, of split sums."""
     found, taps, pixels = bundles("backward_weight", shape), shape.R * shape.S, shape.N * shape.P * shape.Q
     pitch = -(-found.channels // SLAB) * SLAB
     columns = taps * pitch
     tile, splits, terms = _weights_plan(shape, multiprocessors, planes)
+    tile = _tile(form.tile) if form.tile else tile
     sums = devices.empty((splits * found.batches, found.rows, columns), "float32", gw)
     gradients = gy.transpose(0, 2, 3, 1).reshape(1, pixels, shape.K)
     g_map = tensor_map.tiled(gradients, (SLAB, SLAB, 1), LINE_BYTES)
     x_map = _images("backward_weight", shape, x, SLAB)
     product = _product((found.rows, columns, pixels, splits, terms, 0), 0, sums, found.batches)
-    tiles = found.batches * -(-found.rows // tile.M) * -(-columns // tile.N) * splits
-    launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", min(tiles, multiprocessors), g_map, x_map,
+    tiles = found.batches * tile.tiles(found.rows, columns) * splits
+    launch(f"conv2d_hopper_weights_{x.dtype.name}_{tile.name}", tile.grid(tiles, multiprocessors), g_map, x_map,
            gemm_hopper.store_map(sums), product, _walk("backward_weight", shape, found.channels), tiles, found.batches,
            shared_bytes=tile.shared_bytes)  # fmt: skip
     sizes = splits, shape.C // shape.groups, pitch, taps, shape.K // shape.groups, found.size, gw.size
@@ -306,6 +313,8 @@ def _weights_plan(shape: ConvShape, multiprocessors: int, planes: int) -> tuple[
     """(tile, splits, pixels of each split but the last)."""
     found, pixels = bundles("backward_weight", shape), shape.N * shape.P * shape.Q
     columns = shape.R * shape.S * -(-found.channels // SLAB) * SLAB
-    tile, splits = gemm_hopper.choose(found.rows, columns, pixels, found.batches, multiprocessors, SLAB, True, planes)
+    batches = found.batches
+    sizes = found.rows, columns, pixels, batches, multiprocessors, SLAB, True, planes
+    tile, splits = gemm_hopper.choose(*sizes, pairs=True)
     terms = gemm_hopper.split_terms(pixels, splits, SLAB)
     return tile, -(-pixels // terms), terms
