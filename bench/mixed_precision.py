@@ -5,8 +5,8 @@ python -m gpucnn.bench.mixed_precision [--device sim] [--network lenet5] [--step
 The float32 run is the CPU's, because the simulator would take as long for it as for bfloat16; so float32 of the first
 steps runs on the device as well, and its losses must be the CPU's. What 2 % mean is told by more runs on the CPU:
 float32 whose first weights are one unit in the last place larger, as any other order of sums would change them; float32
-with other weights and batches; and bfloat16. The rates are small: at 1e-3 and half the batch that unit alone takes VGG's
-float32 losses 7 % away.
+with other weights and batches; and bfloat16. The rates are small: at 1e-3 and half the batch that unit alone takes
+VGG's float32 losses 7 % away.
 """
 
 from __future__ import annotations
