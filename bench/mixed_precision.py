@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import gpucnn
 from gpucnn import data, models, optim
 from gpucnn import device as devices
 from gpucnn.bench.machine import commit, processor
 from gpucnn.files import write_atomically
+from gpucnn.random import manual_seed
 from gpucnn.train.step import Step
 
 WINDOW = 50  # steps whose losses are averaged
@@ -68,7 +68,7 @@ def losses(task: Task, precision: str, device: str, steps: int, seed: int = 0, n
     - seed: of weights and batches
     - nudged: the first weights are one unit in the last place larger
     """
-    gpucnn.manual_seed(seed)
+    manual_seed(seed)
     network = models.create(task.network, in_channels=1, num_classes=10, **task.options)
     for parameter in network.parameters() if nudged else ():
         parameter.data[...] = np.nextafter(parameter.data, np.float32(np.inf))
