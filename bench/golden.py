@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpucnn import device as devices
-from gpucnn.bench import golden_tma, golden_wgmma
+from gpucnn.bench import golden_barrier, golden_encoder, golden_tma, golden_wgmma
 from gpucnn.bench.adopt import slug
 from gpucnn.bench.report import Report
 from gpucnn.bench.report import main as report_main
@@ -147,7 +147,7 @@ def _f16_bits(values: np.ndarray) -> np.ndarray:
 def names(device: str) -> list[str]:
     """The programs that a device can run."""
     if device == "sim" or devices.gpu(device)[1][0] == 9:
-        return [*programs(), *golden_tma.cases()]
+        return [*programs(), *golden_tma.cases(), *golden_barrier.SCRIPTS, golden_encoder.NAME]
     return [name for name in programs() if name not in hopper_programs()]
 
 
@@ -157,6 +157,7 @@ def register() -> None:
     if not KERNELS.is_dir():
         raise ValueError(f"golden: {KERNELS} is not there; run it in a checkout of the repository")
     sources.register(KERNELS / "golden.cu")
+    sources.register(KERNELS / "golden_barrier.cu")
     sources.register(KERNELS / "golden_mma.cu")
     sources.register(KERNELS / "golden_tma.cu")
     sources.register(KERNELS / "golden_wgmma.cu")
@@ -168,6 +169,10 @@ def run(name: str, device: str) -> list[np.ndarray]:
     register()
     if name in golden_tma.cases():
         return [golden_tma.run(golden_tma.cases()[name], device)]
+    if name in golden_barrier.SCRIPTS:
+        return [golden_barrier.run(name, device)]
+    if name == golden_encoder.NAME:
+        return [golden_encoder.codes(device)]
     program = programs()[name]
     arrays = [devices.move(value, device) for value in program.inputs if isinstance(value, np.ndarray)]
     outputs = [devices.empty(shape, dtype, arrays[0]) for shape, dtype in program.outputs]

@@ -10,6 +10,9 @@ import numpy as np
 WORDS = 10240  # of shared memory, as tests/kernels/golden_wgmma.cu has it
 STEPS = 4
 SWIZZLES = (128, 64, 32)
+# Operands that begin at no multiple of 1024 bytes, but of their swizzle's pattern, 8 rows; without a swizzle, of 16.
+SHIFTED = (("bf16_8_kk", 64, 512), ("bf16_8_kk", 32, 256), ("bf16_8_mm", 64, 1536), ("bf16_8_kk", 0, 16),
+           ("bf16_8_mm", 0, 48))  # fmt: skip
 
 
 class Operand(NamedTuple):
@@ -77,13 +80,19 @@ def _packed(rows: int, form: str, mn_major: bool, swizzle: int, start: int) -> t
 def programs() -> Iterator[tuple[str, str, tuple[Any, ...], tuple[int, ...], str]]:
     """(name, kernel, inputs, shape and dtype of the output): integers in every layout, any bits, stmatrix."""
     generator = np.random.default_rng(10)
-    for kernel in ("bf16_64_kk", "bf16_8_mm", "bf16_64_mk", "bf16_128_km", "f16_64_mm", "tf32_8_kk"):
+    for kernel in ("bf16_64_kk", "bf16_8_mm", "bf16_64_mk", "bf16_128_km", "f16_64_mm", "tf32_8_kk", "bf16_200_kk"):
         for swizzle in SWIZZLES:
             form, columns, _ = kernel.split("_")
             layout, shape = packed(kernel, swizzle), (128, int(columns) // 2)
             c = generator.integers(-999, 1000, shape).astype(np.float32)
             inputs = (integers(form, swizzle), c, *layout[1:], 1)
             yield f"wgmma_{kernel}_{swizzle}", f"golden_wgmma_{kernel}", inputs, shape, "float32"
+    for kernel, swizzle, start in SHIFTED:
+        layout = packed(kernel, swizzle)
+        a, b = (operand._replace(start=operand.start + start) for operand in (layout.a, layout.b))
+        c = generator.integers(-999, 1000, (128, 4)).astype(np.float32)
+        inputs = (integers("bf16", start), c, a, b, swizzle, layout.steps, 1)
+        yield f"wgmma_{kernel}_{swizzle}_at_{start}", f"golden_wgmma_{kernel}", inputs, (128, 4), "float32"
     for form in ("bf16", "f16", "tf32"):
         words = generator.integers(0, 1 << 32, WORDS, np.uint32)
         c = generator.standard_normal((128, 4), np.float32)

@@ -89,6 +89,7 @@ inline simulator::Format wgmma_format(Tf32Bits) { return simulator::Format::TF32
 #define GPUCNN_D48(i) GPUCNN_D32(i), GPUCNN_D16(i + 32)
 #define GPUCNN_D64(i) GPUCNN_D32(i), GPUCNN_D32(i + 32)
 #define GPUCNN_D96(i) GPUCNN_D64(i), GPUCNN_D32(i + 64)
+#define GPUCNN_D100(i) GPUCNN_D96(i), GPUCNN_D4(i + 96)
 #define GPUCNN_D128(i) GPUCNN_D64(i), GPUCNN_D64(i + 64)
 // Every N, its registers, their operands, and the numbers of the operands that follow.
 #define GPUCNN_WGMMA_SIZES(USE)                                                                                       \
@@ -99,6 +100,7 @@ inline simulator::Format wgmma_format(Tf32Bits) { return simulator::Format::TF32
     USE(96, GPUCNN_40 GPUCNN_8(4), GPUCNN_D48(0), 48, 49, 50, 51, 52, 53, 54, 55)                                     \
     USE(128, GPUCNN_40 GPUCNN_10(4) GPUCNN_10(5) GPUCNN_4(6), GPUCNN_D64(0), 64, 65, 66, 67, 68, 69, 70, 71)          \
     USE(192, GPUCNN_90 GPUCNN_6(9), GPUCNN_D96(0), 96, 97, 98, 99, 100, 101, 102, 103)                                \
+    USE(200, GPUCNN_90 GPUCNN_8(9) ",%98,%99", GPUCNN_D100(0), 100, 101, 102, 103, 104, 105, 106, 107)                \
     USE(256, GPUCNN_90 GPUCNN_10(9) GPUCNN_10(10) GPUCNN_10(11) GPUCNN_8(12), GPUCNN_D128(0), 128, 129, 130, 131,     \
         132, 133, 134, 135)
 #define GPUCNN_WGMMA_TEXT(SIZE, REGISTERS, A, B, SCALE, FORM, MAJORS)                                 \
@@ -120,7 +122,8 @@ inline simulator::Format wgmma_format(Tf32Bits) { return simulator::Format::TF32
 #endif
 
 template <int N>
-constexpr bool WGMMA_HAS_SIZE = N == 8 || N == 16 || N == 32 || N == 64 || N == 96 || N == 128 || N == 192 || N == 256;
+constexpr bool WGMMA_HAS_SIZE = N == 8 || N == 16 || N == 32 || N == 64 || N == 96 || N == 128 || N == 192 || N == 200 ||
+                                N == 256;
 
 // d = a · b, plus d itself with `accumulate`; without it d need not be set before. Both operands from shared memory.
 template <class Type, int N, bool A_MN_MAJOR = false, bool B_MN_MAJOR = false>

@@ -256,14 +256,22 @@ struct Epilogue {
                                          registers);
             }
         } else {
+            // Of two blocks that are two apart, lanes of odd rows take the other first: then the four rows that go to
+            // shared memory together lie in all banks, whatever the swizzle does to each.
+            static_assert(Tile::PIECE_COLUMNS == 32, "four blocks in two pairs");
+            const int odd = lane_row % 2;
 #pragma unroll
-            for (int block = 0; block < Tile::PIECE_COLUMNS / 8; ++block) {
-                const float2 bias = columns(first + block);
+            for (int block = 0; block < 2; ++block) {
+                const float2 near_bias = columns(first + block), far_bias = columns(first + block + 2);
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
+                    const float2 near = pair(sums, first + block, half, near_bias);
+                    const float2 far = pair(sums, first + block + 2, half, far_bias);
+                    const float2 one = make_float2(odd ? far.x : near.x, odd ? far.y : near.y);
+                    const float2 other = make_float2(odd ? near.x : far.x, odd ? near.y : far.y);
                     const int place = (lane_row + 8 * half) * LINE_BYTES + (block * 8 + lane_column) * 4;
-                    store2(reinterpret_cast<float*>(piece + swizzle<LINE_BYTES>(place)),
-                           pair(sums, first + block, half, bias));
+                    store2(reinterpret_cast<float*>(piece + swizzle<LINE_BYTES>(place + odd * 64)), one);
+                    store2(reinterpret_cast<float*>(piece + swizzle<LINE_BYTES>(place + 64 - odd * 64)), other);
                 }
             }
         }

@@ -1013,9 +1013,16 @@ HOPPER = (
     Mutant(
         "hopper_wrong_swizzle",
         "tile_hopper.cuh",
-        "piece + swizzle<LINE_BYTES>(place)",
-        "piece + swizzle<64>(place)",
+        "piece + swizzle<LINE_BYTES>(place + odd * 64)",
+        "piece + swizzle<64>(place + odd * 64)",
         "test_gemm_hopper_kernels.py -k test_tf32",
+    ),
+    Mutant(
+        "hopper_rows_share_banks",
+        "tile_hopper.cuh",
+        "const int odd = lane_row % 2;",
+        "const int odd = 0;",
+        "test_hopper_counters.py -k test_products and float32-nt",
     ),
     Mutant(
         "hopper_no_fence_before_the_store",

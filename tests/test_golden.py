@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpucnn.bench import golden
+from gpucnn.bench import golden, golden_barrier, golden_encoder
 from gpucnn.launch import simulator
 from tests import tensor_core, wgmma
 from tests.check import assert_same_bits
@@ -142,6 +142,41 @@ def test_stored_maps():
     for path in STORED:
         expected = len(PROGRAMS), len(golden.names("sim")), len(PROGRAMS) - len(golden.hopper_programs())
         assert check_file(path) in expected, path
+
+
+def barrier_states(script: tuple[tuple[int, int], ...]) -> list[int]:
+    """PTX ISA, mbarrier: which parities have ended after each line; bytes may come at any time until a WAIT."""
+    arrivals = pending = owed = phase = 0
+    copying, seen = False, []
+    for line, number in script:
+        if line == golden_barrier.RENEW:
+            arrivals, pending, owed, phase = number, number, 0, 0
+        pending -= line in (golden_barrier.ARRIVE, golden_barrier.EXPECT)
+        owed += number if line == golden_barrier.EXPECT else -128 if line == golden_barrier.LOAD else 0
+        if pending == owed == 0:
+            phase, pending = phase + 1, arrivals
+        assert line != golden_barrier.WAIT or phase % 2 != number, "the script would hang"
+        copying = line == golden_barrier.LOAD or (copying and line != golden_barrier.WAIT)
+        seen.append(4 if copying else 2 - phase % 2)
+    return seen
+
+
+@pytest.mark.parametrize("name", golden_barrier.SCRIPTS)
+def test_barriers(name, device):
+    if name not in golden.names(device):
+        pytest.skip("mbarriers are for sm_90")
+    want = barrier_states(golden_barrier.SCRIPTS[name])
+    assert golden.run(name, device)[0].tolist() == want
+    if device == "sim":
+        for mode, order, late in (("asan", "reverse", True), ("race", "random", True), ("race", "forward", False)):
+            with simulator.configured(mode=mode, order=order, late_copies=late):
+                assert golden.run(name, "sim")[0].tolist() == want
+
+
+def test_encoder_codes(device):
+    if golden_encoder.NAME not in golden.names(device):
+        pytest.skip("tensor maps are for sm_90")
+    assert golden.run(golden_encoder.NAME, device)[0].tolist() == [int(not taken) for _, taken in golden_encoder.CASES]
 
 
 def simulated_gpu() -> dict[str, list[np.ndarray]]:

@@ -53,7 +53,7 @@ def test_layouts_are_exact_on_integers(device, kernel, swizzle):
     check_integers(device, kernel, swizzle)
 
 
-@pytest.mark.parametrize("N", [16, 32, 96, 128, 192, 256])
+@pytest.mark.parametrize("N", [16, 32, 96, 128, 192, 200, 256])
 def test_sizes_are_exact_on_integers(device, N):
     check_integers(device, f"bf16_{N}_kk", 64 if N < 256 else 128)
     if N == 256:

@@ -80,6 +80,10 @@ class TensorMap:
         """The map as the CUDA driver encodes it: 128 bytes in an array of one element, as CuPy passes by value."""
         return _encode(self._key())
 
+    def status(self) -> int:
+        """The driver's answer to the encoding, a CUresult: 0, or 1 for what it has none of."""
+        return _ask_driver(self._key())[0]
+
     def simulated(self) -> bytes:
         """The map as the simulator reads it (csrc/simulator/tma.cpp)."""
         pad = (0,) * (5 - self.rank)
@@ -340,7 +344,21 @@ def _aligned() -> np.ndarray:
 @lru_cache(maxsize=4096)
 def _encode(key: tuple[Any, ...]) -> np.ndarray:
     """The driver's encoding; it needs a current context, which the array's own device has."""
-    (address, kind, item, dims, strides, steps, box, lower, upper, channels, pixels, swizzle, nan) = key
+    (_, _, item, dims, strides, _, box, lower, upper, channels, pixels, swizzle, _) = key
+    status, found = _ask_driver(key)
+    if status:
+        name = "cuTensorMapEncodeTiled" if box else "cuTensorMapEncodeIm2col"
+        raise RuntimeError(f"{name}: error {status} for dims {dims}, strides {strides}, box {box}, corners {lower} "
+                           f"{upper}, {channels} channels, {pixels} pixels, swizzle {swizzle}")  # fmt: skip
+    last = sum((size - 1) * stride for size, stride in zip(dims, (item, *strides), strict=True))
+    if last + item < SMALL_TENSOR_BYTES and _driver_version() <= LAST_DRIVER_WITH_SMALL_TENSOR_FAULT:
+        found.view(np.uint64)[1] &= ~np.uint64(1 << SMALL_TENSOR_BIT)
+    return found.view(f"V{BYTES}")
+
+
+def _ask_driver(key: tuple[Any, ...]) -> tuple[int, np.ndarray]:
+    """(CUresult, encoding)."""
+    (address, kind, _, dims, strides, steps, box, lower, upper, channels, pixels, swizzle, nan) = key
     found = _aligned()
     rank = len(dims)
     head = (ctypes.c_void_p(found.ctypes.data), ctypes.c_int(kind), ctypes.c_uint32(rank), ctypes.c_void_p(address),
@@ -348,17 +366,8 @@ def _encode(key: tuple[Any, ...]) -> np.ndarray:
     tail = ((ctypes.c_uint32 * rank)(*steps), ctypes.c_int(0), ctypes.c_int(SWIZZLES[swizzle]),
             ctypes.c_int(PROMOTION_128B), ctypes.c_int(nan))  # fmt: skip
     if box:
-        name = "cuTensorMapEncodeTiled"
         middle: tuple[Any, ...] = ((ctypes.c_uint32 * rank)(*box),)
-    else:
-        name = "cuTensorMapEncodeIm2col"
-        corners = ctypes.c_int * (rank - 2)
-        middle = (corners(*lower), corners(*upper), ctypes.c_uint32(channels), ctypes.c_uint32(pixels))
-    status = getattr(_driver(), name)(*head, *middle, *tail)
-    if status:
-        raise RuntimeError(f"{name}: error {status} for dims {dims}, strides {strides}, box {box}, corners {lower} "
-                           f"{upper}, {channels} channels, {pixels} pixels, swizzle {swizzle}")  # fmt: skip
-    last = sum((size - 1) * stride for size, stride in zip(dims, (item, *strides), strict=True))
-    if last + item < SMALL_TENSOR_BYTES and _driver_version() <= LAST_DRIVER_WITH_SMALL_TENSOR_FAULT:
-        found.view(np.uint64)[1] &= ~np.uint64(1 << SMALL_TENSOR_BIT)
-    return found.view(f"V{BYTES}")
+        return _driver().cuTensorMapEncodeTiled(*head, *middle, *tail), found
+    corners = ctypes.c_int * max(0, rank - 2)
+    middle = (corners(*lower), corners(*upper), ctypes.c_uint32(channels), ctypes.c_uint32(pixels))
+    return _driver().cuTensorMapEncodeIm2col(*head, *middle, *tail), found
