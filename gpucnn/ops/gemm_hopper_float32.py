@@ -21,6 +21,7 @@ SHARED_BYTES = STAGES * (PARTS * 2 * TILE * ROW_BYTES + 16) + gemm_hopper.EPILOG
 UNIT, SPLIT_ROWS, SPLIT_TERMS = 8, 32, 64  # terms that a thread of split_hopper.cu writes; a block's rows and terms
 LIMIT = 2**31 - 1  # of units of all matrices of an operand, and of bytes of the parts of both
 STEP_CLOCKS = 900  # 768 at the tensor cores' full rate
+LONG_TERMS = 2**15  # sums of more are split where there is room: a sum is one chain of additions, one for each step
 VALUE_BYTES = 10  # of a value that is split: read, and three parts written
 
 
@@ -51,7 +52,7 @@ def choose(M: int, N: int, K: int, B: int, multiprocessors: int) -> tuple[int, i
             result += gemm_hopper.LAUNCH_CLOCKS + moved // (multiprocessors * gemm_hopper.BYTES_PER_CLOCK)
         return result
 
-    best = min(splits, key=clocks)
+    best = min([count for count in splits if count * LONG_TERMS >= K] or splits[-1:], key=clocks)
     return best, clocks(best)
 
 
