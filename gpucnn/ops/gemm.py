@@ -70,10 +70,10 @@ def choose_tile(
     candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
     choices = [(tile, count) for tile in tiles for count in splits]
-    return min(choices, key=lambda choice: (_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
+    return min(choices, key=lambda choice: (estimated_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
 
 
-def _clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
+def estimated_clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
     """An estimate to compare choices by, not a time."""
     share = -(B * (-M // tile.M) * -(-N // tile.N) * splits // multiprocessors)
     multiply = share * tile.M * tile.N * STEP * 100 // (MULTIPLY_ADDS * tile.percent)
@@ -133,7 +133,7 @@ def gemm(
     chosen, count = choose_tile(M, N, K, B, multiprocessors(), tiles)
     finish = _Finish(devices.contiguous(bias), bias_axis == "row", bool(relu), residual)
     if tile is None and splits is None and arithmetic == "float32_tensor":
-        clocks = _clocks(chosen, count, M, N, K, B, multiprocessors())
+        clocks = estimated_clocks(chosen, count, M, N, K, B, multiprocessors())
         if gemm_hopper_float32.suits(a, b, c, residual, multiprocessors(), clocks):
             last = finish.per_row, finish.relu, multiprocessors(), residual
             return gemm_hopper_float32.multiply(a, b, c, finish.bias, *last)
