@@ -125,7 +125,7 @@ def test_parts_add_up(device, layout):
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("K", [32, 576, 4_000])
 def test_errors(device, K, positive):
-    """Float32's and not more: a product of parts left out would add 2^-18, a sum that is cut off 1e-7 for each slice."""
+    """Float32's: a product of parts left out would add 2^-18, sums that are cut off all along 1e-7 for each slice."""
     a, b = (abs(values) if positive else values for values in reals(K))
     want = a.astype(np.float64) @ b
     assert relative_l2(product(device, a, b), want) <= 3e-7

@@ -1,8 +1,9 @@
 """Float32 convolutions with float32's errors on the tensor cores of sm_90: float32_tensor's forward and backward_input.
 
 Images and weights are split into three bfloat16 parts, which also brings channels together, whatever order the images
-have in memory; 6 bytes a value of workspace. Then one kernel (kernels/conv2d_float32_hopper.cu) multiplies patches, which
-are never stored, and writes NCHW. What it is not estimated to be faster for stays with implicit_gemm's other kernels.
+have in memory; that takes 6 bytes a value of workspace. Then one kernel (kernels/conv2d_float32_hopper.cu) multiplies
+patches, which are never stored, and writes NCHW. What it is not estimated to be faster for, or what the limit of
+workspace has no room for, stays with implicit_gemm's other kernels.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ def choose_tile(
     candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
     choices = [(tile, count) for tile in tiles for count in splits]
-    return min(choices, key=lambda choice: (estimated_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
+    sizes = M, N, K, B, multiprocessors
+    return min(choices, key=lambda choice: (estimated_clocks(choice[0], choice[1], *sizes), choice[0].M))
 
 
 def estimated_clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:

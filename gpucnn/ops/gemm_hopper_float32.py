@@ -1,7 +1,7 @@
 """Matrix products of float32 arrays with float32's errors on the tensor cores of sm_90: float32_tensor's there.
 
-Operands are split into three bfloat16 parts first (kernels/split_hopper.cu), which takes 6 bytes a value of workspace and
-any strides; then six products of parts are one kernel's (kernels/gemm_float32_hopper.cu). Products that are too small
+Operands of any strides are split into three bfloat16 parts first (kernels/split_hopper.cu), which takes 6 bytes a value
+of workspace; then six products of parts are one kernel's (kernels/gemm_float32_hopper.cu). Products that are too small
 for that to pay stay with the kernels of mma.sync.
 """
 
