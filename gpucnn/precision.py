@@ -3,7 +3,7 @@
 | name           | set by               | products of           | sums    | relative error          |
 |----------------|----------------------|-----------------------|---------|-------------------------|
 | float32        | the default          | float32               | float32 | 1e-7 a step             |
-| float32_tensor | precision(…)         | float32 in two parts  | float32 | at most 2e-6 (L2)       |
+| float32_tensor | precision(…)         | float32 in parts      | float32 | at most 2e-6 (L2)       |
 | tf32           | precision(…)         | 10 bits of fraction   | float32 | about 3e-4              |
 | bfloat16       | autocast("bfloat16") | 7 bits of fraction    | float32 | about 2e-3, of results  |
 | float16        | autocast("float16")  | 10 bits of fraction   | float32 | about 3e-4, of results  |

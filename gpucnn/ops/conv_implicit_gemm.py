@@ -15,8 +15,17 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn.launch import Strided, grid_for, launch
 from gpucnn.launch.division import divisor
+from gpucnn.ops import conv_hopper_float32
 from gpucnn.ops.conv_sums import add_planes, image_strides
-from gpucnn.ops.gemm import TENSOR_TILES, Tile, arithmetic_of, choose_tile, kernel_prefix, multiprocessors
+from gpucnn.ops.gemm import (
+    TENSOR_TILES,
+    Tile,
+    arithmetic_of,
+    choose_tile,
+    estimated_clocks,
+    kernel_prefix,
+    multiprocessors,
+)
 from gpucnn.ops.shapes import ConvShape
 from gpucnn.precision import get_precision
 
@@ -156,6 +165,8 @@ def forward(
     """y (N,K,P,Q), overwritten; x may have any strides."""
     check_size("conv2d_forward", shape)
     product = forward_product(shape, arithmetic_of("conv2d_forward", y))
+    if _suits_hopper("forward", product, shape, y, workspace_limit):
+        return conv_hopper_float32.forward(x, weight, bias, y, shape, relu, multiprocessors())
     x, strides = image_strides("conv2d_forward", x, shape)
     tile, splits, terms = _plan(product, shape, y.shape, y.dtype, workspace_limit)
     target = y if splits == 1 else devices.empty((splits, *y.shape), y.dtype, y)
@@ -172,6 +183,8 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_li
     """gx (N,C,H,W), overwritten; gy may have any strides."""
     check_size("conv2d_backward_input", shape)
     product = backward_input_product(shape, arithmetic_of("conv2d_backward_input", gx))
+    if _suits_hopper("backward_input", product, shape, gx, workspace_limit):
+        return conv_hopper_float32.backward_input(gy, weight, gx, shape, multiprocessors())
     gy, strides = image_strides("conv2d_backward_input", gy, shape)
     tile, splits, terms = _plan(product, shape, gx.shape, gx.dtype, workspace_limit)
     target = gx if splits == 1 else devices.empty((splits, *gx.shape), gx.dtype, gx)
@@ -182,6 +195,16 @@ def backward_input(gy: Any, weight: Any, gx: Any, shape: ConvShape, workspace_li
            shared_bytes=STAGE_BYTES.get(tile.name, 0))  # fmt: skip
     if splits > 1:
         add_planes(target, gx)
+
+
+def _suits_hopper(operation: str, product: Product, shape: ConvShape, out: Any, limit: int | None) -> bool:
+    """Whether a pass in float32_tensor is for sm_90's own kernel."""
+    if product.prefix != kernel_prefix("float32_tensor"):
+        return False
+    tile, splits, _ = product.plan()
+    sizes = product.rows, product.columns, product.terms, product.groups * product.phases
+    clocks = estimated_clocks(tile, splits, *sizes, multiprocessors())
+    return conv_hopper_float32.suits(operation, shape, out, multiprocessors(), clocks, limit)
 
 
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:

@@ -12,7 +12,7 @@ from gpucnn import _C
 from gpucnn import device as devices
 from gpucnn.dtypes import is_half
 from gpucnn.launch import Strided, architecture_of, grid_for, launch
-from gpucnn.ops import gemm_hopper
+from gpucnn.ops import gemm_hopper, gemm_hopper_float32
 from gpucnn.ops.shapes import require_float
 from gpucnn.precision import checked, get_precision
 
@@ -70,10 +70,11 @@ def choose_tile(
     candidates = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     splits = [1, *(s for s in candidates if s * SPLIT_TERMS <= K and s * B * M * N <= SPLIT_FLOATS)]
     choices = [(tile, count) for tile in tiles for count in splits]
-    return min(choices, key=lambda choice: (_clocks(choice[0], choice[1], M, N, K, B, multiprocessors), choice[0].M))
+    sizes = M, N, K, B, multiprocessors
+    return min(choices, key=lambda choice: (estimated_clocks(choice[0], choice[1], *sizes), choice[0].M))
 
 
-def _clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
+def estimated_clocks(tile: Tile, splits: int, M: int, N: int, K: int, B: int, multiprocessors: int) -> int:
     """An estimate to compare choices by, not a time."""
     share = -(B * (-M // tile.M) * -(-N // tile.N) * splits // multiprocessors)
     multiply = share * tile.M * tile.N * STEP * 100 // (MULTIPLY_ADDS * tile.percent)
@@ -109,7 +110,7 @@ def gemm(
       rounded once
     - bias: float32, (N,) with bias_axis "column", (M,) with "row", or None
     - tile, splits: "128x128", "64x64" or, in float32, "32x32", and in how many parts the terms are summed; None:
-      `choose_tile`, or on sm_90 the kernels of gemm_hopper, where they suit
+      `choose_tile`, or on sm_90 the kernels of gemm_hopper or gemm_hopper_float32, where they suit
     - precision: of float32 operands, one of gpucnn.precision; None: the one in force
     - residual: of c's shape and dtype, or None
     Raises TypeError for dtypes or devices that differ and ValueError for shapes that do not fit.
@@ -132,6 +133,11 @@ def gemm(
     tiles = HALF_TILES if is_half(a) else TENSOR_TILES.get(arithmetic, TILES)
     chosen, count = choose_tile(M, N, K, B, multiprocessors(), tiles)
     finish = _Finish(devices.contiguous(bias), bias_axis == "row", bool(relu), residual)
+    if tile is None and splits is None and arithmetic == "float32_tensor":
+        clocks = estimated_clocks(chosen, count, M, N, K, B, multiprocessors())
+        if gemm_hopper_float32.suits(a, b, c, residual, multiprocessors(), clocks):
+            last = finish.per_row, finish.relu, multiprocessors(), residual
+            return gemm_hopper_float32.multiply(a, b, c, finish.bias, *last)
     _launch(a, b, c, finish, tile or chosen.name, splits or count, arithmetic)
 
 
