@@ -13,7 +13,7 @@ from typing import Any
 from gpucnn import device as devices
 from gpucnn.launch import architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
-from gpucnn.ops import gemm_hopper
+from gpucnn.ops import gemm_hopper, packing
 from gpucnn.ops.gemm_hopper import LINE_BYTES, TILES
 from gpucnn.ops.shapes import ConvShape
 
@@ -95,8 +95,7 @@ def forward(
 
     y and residual are channels-last; weight (K,C,R,S) is contiguous and of x's dtype or float32, bias (K,) is float32.
     """
-    packed = devices.empty((shape.K, shape.R * shape.S, shape.C), x.dtype, x)
-    _pack(weight, packed, (shape.C * shape.R * shape.S, shape.R * shape.S), False)
+    packed = _packed("forward", weight, shape, x)
     _multiply("forward", x, packed, bias, residual, y, shape, relu, multiprocessors, tile)
 
 
@@ -104,15 +103,26 @@ def backward_input(
     gy: Any, weight: Any, gx: Any, shape: ConvShape, multiprocessors: int, tile: str | None = None
 ) -> None:
     """gx (N,C,H,W), channels-last, overwritten, of a convolution of stride 1; weight as in `forward`."""
-    packed = devices.empty((shape.C, shape.R * shape.S, shape.K), gy.dtype, gy)
-    _pack(weight, packed, (shape.R * shape.S, shape.C * shape.R * shape.S), True)
+    packed = _packed("backward_input", weight, shape, gy)
     _multiply("backward_input", gy, packed, None, None, gx, shape, False, multiprocessors, tile)
 
 
-def _pack(weight: Any, packed: Any, strides: tuple[int, int], turned: bool) -> None:
+def _packed(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
+    """What `_pack` returns, or returned before."""
+    form = "hopper", operation, like.dtype, *shape[9:]
+    return packing.packed(weight, form, lambda: _pack(operation, weight, shape, like))
+
+
+def _pack(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
+    """The weights (rows, taps, channels); those of backward_input turned, by stride 1."""
+    taps, turned = shape.R * shape.S, operation == "backward_input"
+    rows, channels, strides = shape.K, shape.C, (shape.C * taps, taps)
+    if turned:
+        rows, channels, strides = channels, rows, strides[::-1]
+    packed = devices.empty((rows, taps, channels), like.dtype, like)
     name = f"conv2d_hopper_pack_{weight.dtype.name}_{packed.dtype.name}"
-    _, taps, channels = packed.shape
     launch(name, grid_for(packed.size), weight, packed, channels, taps, *strides, int(turned), packed.size)
+    return packed
 
 
 def _multiply(
