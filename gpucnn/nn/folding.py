@@ -75,7 +75,8 @@ def _fold(copy: Module, module: Sequential) -> None:
             continue
         made = _alike(Conv2dRelu if type(taken[-1][1]) is ReLU else Conv2d, layer)
         if norm is not None:
-            made.weight, made.bias = _folded_parameters(layer, norm)
+            weight, bias = _folded_parameters(layer, norm)
+            vars(made).update(weight=weight, bias=bias)
         setattr(copy, name, made)
         for gone, _ in taken:
             delattr(copy, gone)
