@@ -70,6 +70,7 @@ def _autocast(value: Any, context: Any) -> Any:
     if stored is None:
         stored = ops.cast(value.data, context.dtype)
         context.store(value.data, stored)
+        ops.keep_packed(stored)
     found = Tensor(stored, requires_grad=True)
     found.stands_for = value
     return found

@@ -13,6 +13,8 @@ from gpucnn.nn.conv import Conv2d as Conv2d
 from gpucnn.nn.conv import Conv3d as Conv3d
 from gpucnn.nn.conv import ConvTranspose2d as ConvTranspose2d
 from gpucnn.nn.dropout import Dropout as Dropout
+from gpucnn.nn.folding import Conv2dRelu as Conv2dRelu
+from gpucnn.nn.folding import folded as folded
 from gpucnn.nn.linear import Flatten as Flatten
 from gpucnn.nn.linear import Linear as Linear
 from gpucnn.nn.local import LocallyConnected2d as LocallyConnected2d

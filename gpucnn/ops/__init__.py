@@ -70,6 +70,7 @@ from gpucnn.ops.normalization import batch_norm_running as batch_norm_running
 from gpucnn.ops.normalization import batch_norm_statistics as batch_norm_statistics
 from gpucnn.ops.normalization import local_response_norm_backward as local_response_norm_backward
 from gpucnn.ops.normalization import local_response_norm_forward as local_response_norm_forward
+from gpucnn.ops.packing import keep_packed as keep_packed
 from gpucnn.ops.pool import adaptive_avg_pool2d_backward as adaptive_avg_pool2d_backward
 from gpucnn.ops.pool import adaptive_avg_pool2d_forward as adaptive_avg_pool2d_forward
 from gpucnn.ops.pool import adaptive_max_pool2d_backward as adaptive_max_pool2d_backward

@@ -16,7 +16,7 @@ import numpy as np
 from gpucnn import device as devices
 from gpucnn.launch import Strided, architecture_of, grid_for, launch
 from gpucnn.launch.division import divisor
-from gpucnn.ops import conv_hopper, conv_hopper_planes, conv_implicit_gemm
+from gpucnn.ops import conv_hopper, conv_hopper_planes, conv_implicit_gemm, packing
 from gpucnn.ops.conv_implicit_gemm import Product
 from gpucnn.ops.conv_sums import image_strides
 from gpucnn.ops.gemm import Tile, choose_tile, multiprocessors
@@ -155,7 +155,7 @@ def _gather(
     dense = _dense_order(y)
     limit = workspace_limit if dense else 0  # planes are dense
     tile, splits, terms = plan(product, y.size, limit, 2 * math.prod(_packed_shape(product)))
-    packed = _pack(operation, weight, y, product, shape)
+    packed = _packed(operation, weight, y, product, shape)
     planes = None if splits == 1 else devices.empty((splits, y.size), np.float32, y)
     channels = shape.weight[1] if operation == "conv2d_forward" else shape.K // shape.groups
     steps = STEP // channels, STEP % channels, packed.shape[-1]
@@ -231,12 +231,17 @@ def _dense_order(y: Any) -> str | None:
     return "channels_last" if y.transpose(0, 2, 3, 1).flags.c_contiguous else None
 
 
-def _pack(operation: str, weight: Any, y: Any, product: Product, shape: ConvShape) -> Any:
-    packed = devices.empty(_packed_shape(product), y.dtype, y)
-    groups, phases, rows, pitch = packed.shape
-    kernel = f"{operation}_pack_{weight.dtype.name}_{y.dtype.name}"
-    launch(kernel, groups * phases * rows, weight, packed, shape.flat, (rows, pitch, phases))
-    return packed
+def _packed(operation: str, weight: Any, y: Any, product: Product, shape: ConvShape) -> Any:
+    """The weights in the order of kernels/conv2d_half_pack.cu; sizes of images change their padding alone."""
+    size = groups, phases, rows, pitch = _packed_shape(product)
+
+    def pack() -> Any:
+        packed = devices.empty(size, y.dtype, y)
+        kernel = f"{operation}_pack_{weight.dtype.name}_{y.dtype.name}"
+        launch(kernel, groups * phases * rows, weight, packed, shape.flat, (rows, pitch, phases))
+        return packed
+
+    return packing.packed(weight, (operation, y.dtype, size, *shape[9:]), pack)
 
 
 def _float32(bias: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from gpucnn import device as devices
 from gpucnn.launch import Strided, architecture_of, grid_for, launch, tensor_map
 from gpucnn.launch.division import divisor
-from gpucnn.ops import conv_phases, gemm_hopper
+from gpucnn.ops import conv_phases, gemm_hopper, packing
 from gpucnn.ops.conv_phases import Phases
 from gpucnn.ops.gemm_hopper import ANY, LINE_BYTES, PAIRS, TILES, Form, HopperTile
 from gpucnn.ops.shapes import ConvShape
@@ -188,7 +188,12 @@ def backward_input(
 
 
 def packed_weights(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
-    """The weights (rows, taps, channels of a bundle)."""
+    """The weights (rows, taps, channels of a bundle), packed now or before."""
+    form = "hopper", operation, like.dtype, *shape[9:]
+    return packing.packed(weight, form, lambda: _pack(operation, weight, shape, like))
+
+
+def _pack(operation: str, weight: Any, shape: ConvShape, like: Any) -> Any:
     found, taps = bundles(operation, shape), shape.R * shape.S
     packed = devices.empty((found.batches * found.rows, taps, found.channels), like.dtype, like)
     filters, channels = shape.K // shape.groups, shape.C // shape.groups
