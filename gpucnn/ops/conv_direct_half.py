@@ -22,7 +22,7 @@ from gpucnn.ops.shapes import ConvShape
 LAST_KERNELS = ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1))  # (size, stride) of depthwise kernels of channels-last images
 LAST_THREADS = 128
 LAST_CHANNELS = 2  # of a lane
-LAST_ITEMS = 4, 128  # strips of 8 pixels that a thread of backward_weight sums: at least, at most
+LAST_ITEMS = 4, 128  # strips of 4 or 8 pixels that a thread of backward_weight sums: at least, at most
 
 
 def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
@@ -115,7 +115,7 @@ def backward_weight_workspace(shape: ConvShape, dtype: np.dtype, limit: int | No
 def last_split(shape: ConvShape, limit: int | None = None) -> Split:
     """How backward_weight of channels-last images is cut; chains of sums stay short, whatever the limit."""
     lanes, tiles = _lanes(shape), -(-shape.C // (LAST_CHANNELS * _lanes(shape)))
-    items = shape.N * -(-shape.P // 2) * -(-shape.Q // 4)
+    items = shape.N * -(-shape.P // (2 if shape.R == 3 else 1)) * -(-shape.Q // 4)
     fitting = None if limit is None else limit // max(1, 4 * math.prod(shape.weight))
     least, most = LAST_ITEMS
     kernel = f"conv2d_backward_weight_depthwise_last_k{shape.R}s{shape.stride[0]}"

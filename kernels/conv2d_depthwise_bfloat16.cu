@@ -1,6 +1,5 @@
-// Depthwise convolution of planes of bfloat16 and float16, all three passes; the mathematics and layouts stand in
-// conv2d_depthwise.cuh. Weights are w (float32), or w16 where w is null; b and partial sums are float32. Outputs are
-// overwritten.
+// Depthwise convolution of planes of bfloat16, all three passes; the mathematics and layouts stand in conv2d_depthwise.cuh.
+// Weights are w (float32), or w16 where w is null; b and partial sums are float32. Outputs are overwritten.
 #include "conv2d_depthwise.cuh"
 
 #define DEPTHWISE(T, TAPS, STRIDE, ROWS, BLOCKS)                                                                       \
@@ -21,12 +20,6 @@ DEPTHWISE(bfloat16, 5, 1, 8, 3)
 DEPTHWISE(bfloat16, 5, 2, 4, 3)
 DEPTHWISE(bfloat16, 7, 1, 4, 3)
 DEPTHWISE(bfloat16, 7, 2, 4, 2)
-DEPTHWISE(float16, 3, 1, 8, 5)
-DEPTHWISE(float16, 3, 2, 4, 5)
-DEPTHWISE(float16, 5, 1, 8, 3)
-DEPTHWISE(float16, 5, 2, 4, 3)
-DEPTHWISE(float16, 7, 1, 4, 3)
-DEPTHWISE(float16, 7, 2, 4, 2)
 
 #define DEPTHWISE_BACKWARD_WEIGHT(T, TAPS, STRIDE, BLOCKS)                                                             \
     KERNEL(128, BLOCKS) conv2d_backward_weight_depthwise_k##TAPS##s##STRIDE##_##T(                                     \
@@ -39,8 +32,3 @@ DEPTHWISE_BACKWARD_WEIGHT(bfloat16, 3, 2, 3)
 DEPTHWISE_BACKWARD_WEIGHT(bfloat16, 5, 1, 3)
 DEPTHWISE_BACKWARD_WEIGHT(bfloat16, 5, 2, 3)
 DEPTHWISE_BACKWARD_WEIGHT(bfloat16, 7, 1, 3)
-DEPTHWISE_BACKWARD_WEIGHT(float16, 3, 1, 4)
-DEPTHWISE_BACKWARD_WEIGHT(float16, 3, 2, 3)
-DEPTHWISE_BACKWARD_WEIGHT(float16, 5, 1, 3)
-DEPTHWISE_BACKWARD_WEIGHT(float16, 5, 2, 3)
-DEPTHWISE_BACKWARD_WEIGHT(float16, 7, 1, 3)
