@@ -75,6 +75,7 @@ def _general(operation: str, x: Any, parameters: tuple[Any, ...], y: Any, shape:
 
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
     """gw (K,C/groups,R,S), float32 or of x's dtype, overwritten: sums of ranges of pixels, then their sum in order."""
+    more: tuple[Any, ...]
     split = conv_direct.backward_weight_split(shape, workspace_limit)
     if conv_direct.path("conv2d_backward_weight", shape) != "depthwise":
         x, x_strides = image_strides("conv2d_backward_weight", x, shape)
