@@ -96,6 +96,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "conv2d_forward_first_layer": ("LDGSTS", "LDS.128", "STG.E.128"),
     "conv2d_forward_depthwise": ("LDG.E.128", "STG.E.128"),
     "conv2d_backward_weight_depthwise": ("LDG.E.128",),
+    "conv2d_backward_weight_direct_": ("LDS.128",),
     "fft_tiles_": ("STS.64", "LDS.64", "STG.E.64"),
     "fft_inverse_tiles_": ("LDG.E.64", "STS.64", "LDS.64"),
     "fft_multiply_": ("LDGSTS.E.128", "LDS.128", "STG.E.128"),
@@ -103,19 +104,46 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "winograd_64x32x8": ("LDGSTS.E.128", "LDS.128", "STS.128", "STG.E.64"),
     "winograd_64x32x4": ("LDG.E.128", "LDS.128", "STS.128", "STG.E.64"),
     "winograd_backward_weight_": ("LDS.128", "STS.128"),
-    "relu_": ("LDG.E.128", "STG.E.128"),
+    **{
+        f"{name}_{direction}": ("LDG.E.128", "STG.E.128")
+        for name in ("relu", "leaky_relu", "elu", "sigmoid", "tanh")
+        for direction in ("forward", "backward")
+    },
+    "add_": ("LDG.E.128", "STG.E.128"),
+    "unscale": ("LDG.E.128", "STG.E.128"),
+    "cast_float32_": ("LDG.E.128", "STG.E.64"),
+    **{f"cast_{name}_float32": ("LDG.E.64", "STG.E.128") for name in ("bfloat16", "float16")},
+    **{f"cast_{names}": ("LDG.E.128", "STG.E.128") for names in ("bfloat16_float16", "float16_bfloat16")},
     "dropout": ("LDG.E.128", "STG.E.128"),
-    "batch_norm_apply": ("LDG.E.128", "STG.E.128"),
+    **{f"batch_norm_{name}": ("LDG.E.128",) for name in ("moments", "sums")},
+    **{
+        f"batch_norm_{name}": ("LDG.E.128", "STG.E.128")
+        for name in ("apply", "backward_training", "backward_inference")
+    },
     "max_pool2d_forward_vector": ("LDG.E.128",),
+    "max_pool2d_backward_vector": ("STG.E.128",),
     "sum_rows": ("LDG.E.128",),
     "sgd_": ("LDG.E.128", "STG.E.128"),
     "adam_": ("LDG.E.128", "STG.E.128"),
 }
-# Of 16-bit arrays these take fours of values where others take 16 bytes.
+DEPTHWISE_FORMS = tuple(f"k{size}s{stride}" for size in (3, 5, 7) for stride in (1, 2))
+# Of 16-bit arrays these take fours of values, or pairs, where others take 16 bytes.
 EXPECTED_OF_FOURS = {
     "dropout": ("LDG.E.64", "STG.E.64"),
     "batch_norm_apply": ("LDG.E.64", "STG.E.64"),
+    **{f"batch_norm_{name}": ("LDG.E.64",) for name in ("moments", "sums")},
+    **{f"batch_norm_{name}": ("LDG.E.64", "STG.E.64") for name in ("backward_training", "backward_inference")},
     "max_pool2d_forward_vector": ("LDG.E.64", "STG.E.64"),
+    "max_pool2d_backward_vector": ("STG.E.64",),
+    **{f"conv2d_forward_depthwise_{form}": ("LDG.E.64", "STG.E.64") for form in DEPTHWISE_FORMS},
+    **{f"conv2d_backward_input_depthwise_{form}": ("STG.E.64",) for form in DEPTHWISE_FORMS},
+    **{f"conv2d_backward_weight_depthwise_{form}": ("LDG.E.64",) for form in DEPTHWISE_FORMS},
+    # Of channels-last images a lane has a pair of channels.
+    **{
+        f"conv2d_{operation}_depthwise_last_{form}": ("LDG.E", "STG.E")
+        for operation in ("forward", "backward_input", "backward_weight")
+        for form in DEPTHWISE_FORMS
+    },
 }
 # The least share of multiply-adds, percent, in the main loop of kernels that are products: with 128 float32 lanes a
 # multiprocessor it is a ceiling of their speed. On sm_75 copies to shared memory go through registers.

@@ -13,3 +13,7 @@ struct ConvShape {
 struct ImageStrides {
     int64 image, channel, row, column;
 };
+__device__ __forceinline__ ImageStrides contiguous(int channels, int height, int width) {
+    const int64 area = static_cast<int64>(height) * width;
+    return {channels * area, area, width, 1};
+}

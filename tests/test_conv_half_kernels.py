@@ -222,7 +222,7 @@ def test_the_cpu_computes_in_float32_and_rounds_once(dtype, algorithm):
 
 @passes
 def test_depthwise(device, pass_):
-    """auto takes direct, which goes by float32, where a tile would hold one filter."""
+    """auto takes direct where a tile would hold one filter."""
     shape = ops.conv_shape((2, 6, 7, 8), (6, 1, 3, 3), padding=1, groups=6)
     pair = operands(pass_, shape, integers, "bfloat16")
     if device != "cpu":

@@ -36,6 +36,14 @@ class Split(NamedTuple):
     size: int
 
 
+class Grid(NamedTuple):
+    """A general kernel, its blocks, and how many of them, of one tile of filters, have the pixels of a phase."""
+
+    kernel: str
+    blocks: int
+    pixel_tiles: int
+
+
 def supports(shape: ConvShape, dtype: np.dtype, device: str) -> str | None:
     """None, or the reason why not."""
     if device == "cpu":
@@ -124,10 +132,8 @@ def forward(
         blocks = shape.N * -(-shape.P // 4) * -(-shape.Q // 64) * -(-shape.K // 64)
         launch(kernel, blocks, x, w, b, y, shape.flat, channels, relu, shared_bytes=shared)
     else:
-        filters = _filters_of_thread(shape.K // shape.groups)
-        tiles = shape.groups * -(-(shape.K // shape.groups) // filters)
-        blocks = tiles * -(-shape.N * shape.P * shape.Q // PIXELS)
-        launch(f"conv2d_forward_direct_4x{filters}", blocks, x, w, b, y, shape.flat, relu)
+        grid = general_grid("conv2d_forward", shape)
+        launch(grid.kernel, grid.blocks, x, w, b, y, shape.flat, relu)
 
 
 def backward_input(gy: Any, w: Any, gx: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
@@ -136,13 +142,8 @@ def backward_input(gy: Any, w: Any, gx: Any, shape: ConvShape, workspace_limit: 
     if path("conv2d_backward_input", shape) == "depthwise":
         launch(_depthwise_kernel("backward_input", shape), depthwise_blocks(shape, shape.x), gy, w, gx, shape.flat)
         return
-    # Pixels of one phase (h mod stride, w mod stride) are reached by the same taps; each phase has its own blocks.
-    phases = min(shape.stride[0], shape.H) * min(shape.stride[1], shape.W)
-    pixels = shape.N * -(-shape.H // shape.stride[0]) * -(-shape.W // shape.stride[1])
-    channels = _filters_of_thread(shape.C // shape.groups)
-    tiles, pixel_tiles = shape.groups * -(-(shape.C // shape.groups) // channels), -(-pixels // PIXELS)
-    kernel = f"conv2d_backward_input_direct_4x{channels}"
-    launch(kernel, tiles * pixel_tiles * phases, gy, w, gx, shape.flat, pixel_tiles)
+    grid = general_grid("conv2d_backward_input", shape)
+    launch(grid.kernel, grid.blocks, gy, w, gx, shape.flat, grid.pixel_tiles)
 
 
 def backward_weight(x: Any, gy: Any, gw: Any, shape: ConvShape, workspace_limit: int | None = None) -> None:
@@ -178,16 +179,16 @@ def backward_weight_split(shape: ConvShape, limit: int | None = None) -> Split:
     """
     if path("conv2d_backward_weight", shape) == "depthwise":
         items = shape.N * -(-shape.P // 4) * -(-shape.Q // 4)
-        return _cut(_depthwise_kernel("backward_weight", shape), shape.K, items, DEPTHWISE_THREADS, DEPTHWISE_CHAIN)
+        return cut(_depthwise_kernel("backward_weight", shape), shape.K, items, DEPTHWISE_THREADS, DEPTHWISE_CHAIN)
     filters, terms = shape.K // shape.groups, int(np.prod(shape.weight[1:]))
     tile = (8, 32) if filters <= 8 else (64, 32) if terms <= 32 or filters > 32 else (32, 64)
     blocks = shape.groups * -(-filters // tile[0]) * -(-terms // tile[1])
     kernel = f"conv2d_backward_weight_direct_{tile[0]}x{tile[1]}"
     fitting = None if limit is None else limit // (4 * max(1, int(np.prod(shape.weight))))
-    return _cut(kernel, blocks, shape.N * shape.P * shape.Q, 128, fitting=fitting)
+    return cut(kernel, blocks, shape.N * shape.P * shape.Q, 128, fitting=fitting)
 
 
-def _cut(kernel: str, blocks: int, items: int, unit: int, most: int | None = None, fitting: int | None = None) -> Split:
+def cut(kernel: str, blocks: int, items: int, unit: int, most: int | None = None, fitting: int | None = None) -> Split:
     """Ranges of whole units, as few as give SPLIT_BLOCKS blocks, at most `fitting`, of at most `most` units."""
     units, count = -(-items // unit), -(-SPLIT_BLOCKS // blocks)
     count = count if fitting is None else max(1, min(count, fitting))
@@ -213,6 +214,20 @@ def depthwise_blocks(shape: ConvShape, output: tuple[int, int, int, int]) -> int
 
 def _depthwise_kernel(operation: str, shape: ConvShape) -> str:
     return f"conv2d_{operation}_depthwise_k{shape.R}s{shape.stride[0]}"
+
+
+def general_grid(operation: str, shape: ConvShape) -> Grid:
+    """The general kernel of forward or backward_input.
+
+    Pixels of one phase of x (h mod stride, w mod stride) are reached by the same taps; each phase has its own blocks.
+    """
+    outputs, pixels, phases = shape.K // shape.groups, shape.N * shape.P * shape.Q, 1
+    if operation == "conv2d_backward_input":
+        outputs, phases = shape.C // shape.groups, min(shape.stride[0], shape.H) * min(shape.stride[1], shape.W)
+        pixels = shape.N * -(-shape.H // shape.stride[0]) * -(-shape.W // shape.stride[1])
+    filters, pixel_tiles = _filters_of_thread(outputs), -(-pixels // PIXELS)
+    blocks = shape.groups * -(-outputs // filters) * pixel_tiles * phases
+    return Grid(f"{operation}_direct_4x{filters}", blocks, pixel_tiles)
 
 
 def _filters_of_thread(filters: int) -> int:
