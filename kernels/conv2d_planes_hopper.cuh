@@ -21,7 +21,7 @@
 template <class Type_, int M, int N, int STAGES_>
 struct PlanesTiling {
     using Type = Type_;
-    static constexpr int TILE_M = M, TILE_N = N, STAGES = STAGES_;
+    static constexpr int TILE_M = M, TILE_N = N, STAGES = STAGES_, CLUSTER = 1;
     static constexpr bool SHARES_FILTERS = M == CONSUMERS * GROUP_TILE_ROWS;
     static constexpr int PIXELS = SHARES_FILTERS ? N : N / CONSUMERS;  // of a consumer
     static constexpr int TERMS = LINE_BYTES / sizeof(Type), SLICES = LINE_BYTES / SLICE_BYTES;
