@@ -14,6 +14,8 @@ from gpucnn import device as devices
 from gpucnn.launch import simulator
 from gpucnn.launch.simulator import Profile
 from gpucnn.ops import conv_hopper, gemm_hopper
+from gpucnn.ops.conv_hopper import Finish
+from gpucnn.ops.gemm_hopper import Form
 from gpucnn.ops.shapes import ConvShape, conv_shape
 from tests import wgmma
 
@@ -102,7 +104,8 @@ def test_convolution():
     shape = layer()
     x, y = images(shape.x), images(shape.y)
     weight, bias = on("sim", np.zeros(shape.weight, DTYPES["bfloat16"]), np.zeros(shape.K, np.float32))
-    run = lambda: conv_hopper.forward(x, weight, bias, None, y, shape, True, 2, "128x128")  # noqa: E731
+    finish, form = Finish(bias, relu=True), Form("128x128")
+    run = lambda: conv_hopper.forward(x, weight, y, shape, 2, finish, form=form)  # noqa: E731
     profile = profile_of(run, "conv2d_hopper_images_bfloat16_128x128")
     operands = 2 * (TILE + TILE) * 9 * 64 * 2
     assert_no_conflicts(profile, (operands + 2 * y.nbytes) // 128)
