@@ -58,9 +58,9 @@ def adjust_scale(scaling: Any, skips: Any, growth_factor: float, backoff_factor:
     if scaling[FOUND]:
         scaling[SKIPPED] += 1
         scaling[GOOD_STEPS] = 0
-        scaling[SCALE] = max(scaling[SCALE] * np.float32(backoff_factor), np.float32(SMALLEST))
+        scaling[SCALE] = max(float(scaling[SCALE]) * backoff_factor, SMALLEST)
         return
     scaling[GOOD_STEPS] += 1
     if scaling[GOOD_STEPS] >= growth_interval:
-        scaling[SCALE] = min(scaling[SCALE] * np.float32(growth_factor), np.float32(LARGEST))
+        scaling[SCALE] = min(float(scaling[SCALE]) * growth_factor, LARGEST)
         scaling[GOOD_STEPS] = 0
