@@ -67,8 +67,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     },
     **{f"conv2d_hopper_{name}_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "UTMASTG") for name in ("images", "weights")},
     "conv2d_hopper_phases_": ("HGMMA", "UTMALDG.IM2COL", "SYNCS", "STG.E.128"),
-    "conv2d_hopper_planes_": ("HGMMA", "UTMALDG.4D", "SYNCS", "UTMASTG", "LDSM", "STSM"),
-    "conv2d_hopper_plane_weights_": ("HGMMA", "UTMALDG.4D", "SYNCS", "UTMASTG"),
+    "conv2d_hopper_planes_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG", "LDSM", "STSM"),
+    "conv2d_hopper_plane_weights_": ("HGMMA", "UTMALDG", "SYNCS", "UTMASTG"),
     **{
         f"conv2d_hopper_{name}_pairs_": (f"UTMALDG{kind}.MULTICAST", "UCGABAR_WAIT")
         for names, kind in (("images", ""), ("weights", ".IM2COL"))
@@ -124,7 +124,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "max_pool2d_backward_vector": ("STG.E.128",),
     "sum_rows": ("LDG.E.128",),
     "sgd_": ("LDG.E.128", "STG.E.128"),
-    "adam_": ("LDG.E.128", "STG.E.128"),
+    "adam_update": ("LDG.E.128", "STG.E.128"),
 }
 DEPTHWISE_FORMS = tuple(f"k{size}s{stride}" for size in (3, 5, 7) for stride in (1, 2))
 # Of 16-bit arrays these take fours of values, or pairs, where others take 16 bytes.
