@@ -16,7 +16,7 @@ from gpucnn.nn.normalization import BatchNorm2d
 
 
 class Conv2dRelu(Conv2d):
-    """Conv2d, then ReLU, in one pass over y."""
+    """max(Conv2d(x), 0) in one pass over y: x (N,C,H,W) → (N,K,P,Q); arguments and errors are Conv2d's."""
 
     def forward(self, x: Any) -> Any:
         return conv2d_relu(
@@ -34,6 +34,9 @@ def folded(model: Module) -> Module:
 
     Folded weights are of now: call it again when the model was trained further. All other parameters and buffers are
     the model's own. Forward hooks stay behind.
+
+    - model: any Module, on any device, of any dtype; it is not changed
+    Source: Jacob et al. 2018, section 3.2 (there for quantised networks).
     """
     return _copied(model, {}).eval()
 

@@ -31,7 +31,10 @@ class Skip(NamedTuple):
 
 
 def unscale(gradients: Sequence[np.ndarray], scaling: Any) -> list[np.ndarray]:
-    """The gradients divided by the scale, in place where kernels run; notes in `scaling` whether one is not finite."""
+    """The gradients divided by the scale, in place where kernels run; notes in `scaling` whether one is not finite.
+
+    - gradients: any number of float arrays of any shapes, on the device of `scaling`; scaling: (4,) float32
+    """
     if not devices.runs_kernels(scaling):
         scaling[FOUND] = not all(bool(np.isfinite(gradient).all()) for gradient in gradients)
         factor = 1 / float(scaling[SCALE])
@@ -51,7 +54,8 @@ def unscale(gradients: Sequence[np.ndarray], scaling: Any) -> list[np.ndarray]:
 def adjust_scale(scaling: Any, skips: Any, growth_factor: float, backoff_factor: float, growth_interval: int) -> None:
     """After a step: a smaller scale where a gradient was not finite, a larger one after growth_interval good steps.
 
-    - skips: (1,) float32 that counts the steps left out, or None
+    - scaling: (4,) float32, changed; skips: (1,) float32 that counts the steps left out, or None
+    - growth_factor, backoff_factor: what the scale is multiplied by
     """
     if devices.runs_kernels(scaling):
         return launch("adjust_scale", 1, scaling, skips, growth_factor, backoff_factor, growth_interval)
